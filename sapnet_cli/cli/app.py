@@ -1,0 +1,40 @@
+"""The command `sapnet`: one module for each subcommand, nothing heavy imported before one runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import sapnet_cli
+from sapnet_cli.cli.derain import derain
+
+app = typer.Typer(
+    name="sapnet",
+    help="Removes rain from photos, offline, on the CPU or a GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(derain)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sapnet {sapnet_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `sapnet` itself; with a callback, a single subcommand keeps its name."""
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="sapnet")

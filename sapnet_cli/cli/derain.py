@@ -1,0 +1,288 @@
+"""`sapnet derain`: photos in, photos without rain out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sapnet_cli.cli.output import EXIT_FAILED, Output, exit_codes
+from sapnet_cli.errors import UsageError
+from sapnet_cli.hub import DEFAULT_WEIGHTS
+
+if TYPE_CHECKING:
+    from sapnet_cli.imaging.jobs import Job
+    from sapnet_cli.pipeline import Record
+
+
+class Precision(str, Enum):
+    """Choices of --precision."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class TileStatistics(str, Enum):
+    """Choices of --tile-statistics."""
+
+    shared = "shared"
+    exact = "exact"
+
+
+class Existing(str, Enum):
+    """Choices of --existing."""
+
+    overwrite = "overwrite"
+    skip = "skip"
+    error = "error"
+
+
+class Format(str, Enum):
+    """Choices of --format."""
+
+    png = "png"
+    jpeg = "jpeg"
+    webp = "webp"
+    tiff = "tiff"
+    bmp = "bmp"
+    avif = "avif"
+    heic = "heic"
+
+
+def _auto_or_number(value: str) -> str:
+    if value != "auto" and not value.isdecimal():
+        raise typer.BadParameter(f"{value!r} is neither auto nor a number")
+    return value
+
+
+FILES, NETWORK, REPORT = "Files", "Network", "Reporting"
+
+
+def derain(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="Photos, folders, glob patterns, or - for standard input."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="File, folder (trees are mirrored), or - for standard output."
+        ),
+    ] = None,
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Read further input paths from a text file, one a line; - for standard input."
+        ),
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace each input by its result.", rich_help_panel=FILES)
+    ] = False,
+    existing: Annotated[
+        Existing, typer.Option(help="Where an output is already there. skip resumes a batch.", rich_help_panel=FILES)
+    ] = Existing.overwrite,
+    format: Annotated[  # noqa: A002
+        Format | None, typer.Option(help="Write in this format instead of each input's own.", rich_help_panel=FILES)
+    ] = None,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="Of JPEG (always 4:4:4), WebP, AVIF and HEIC.", rich_help_panel=FILES)
+    ] = 95,
+    suffix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Added to each output's name, before its ending.", rich_help_panel=FILES)
+    ] = "",
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Also write NAME_compare: before and after side by side.", rich_help_panel=FILES
+        ),
+    ] = False,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, help="Refuse larger pictures as decompression bombs.", rich_help_panel=FILES)
+    ] = 512,
+    weights: Annotated[
+        str, typer.Option("--weights", "-w", help="Registered name, or path of a file.", rich_help_panel=NETWORK)
+    ] = DEFAULT_WEIGHTS,
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Stop after so many units, 1 to 6: fewer are faster and weaker.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=NETWORK)
+    ] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="auto is the fastest that is safe on this machine.", rich_help_panel=NETWORK)
+    ] = Precision.auto,
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|0|N",
+            callback=_auto_or_number,
+            help="Side of the square that is computed at once, in pixels; 0 for the whole image.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = "auto",
+    overlap: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Context on each side of a tile, in pixels; below 64 seams may show.", rich_help_panel=NETWORK
+        ),
+    ] = 64,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N", callback=_auto_or_number, help="Tiles or small images at once.", rich_help_panel=NETWORK
+        ),
+    ] = "auto",
+    tile_statistics: Annotated[
+        TileStatistics,
+        typer.Option(
+            help="Attention looks at the whole image. shared estimates what it sees from tiles; exact needs 640 bytes "
+            "of memory or disk a pixel in fp32, half in bf16.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = TileStatistics.shared,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be done, and do nothing.", rich_help_panel=REPORT)
+    ] = False,
+    json_lines: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="One JSON object a line on standard output for each image, and a summary.",
+            rich_help_panel=REPORT,
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=REPORT)
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=REPORT)] = False,
+) -> None:
+    """Remove rain from photos.
+
+    sapnet derain photos/ -o clean/
+
+    Exit codes: 0 all done, 1 some images failed (the rest is done), 2 wrong usage, 130 interrupted.
+    """
+    with exit_codes():
+        from sapnet_cli.imaging.jobs import STREAM, OutputOptions, plan_jobs
+
+        if json_lines and output == STREAM:
+            raise UsageError("--json and --output - both want standard output; write to a file")
+        if in_place and existing is not Existing.overwrite:
+            raise UsageError("--in-place always finds its outputs there; leave out --existing")
+        if not inputs and from_file is None:
+            raise UsageError("nothing to derain: name photos or folders, or give --from-file; see sapnet derain --help")
+        if STREAM in (inputs or []) and from_file == STREAM:
+            raise UsageError("standard input can be the picture or the list, not both")
+        formats = {None: None, Format.heic: "HEIF"}
+        image_format = formats.get(format, format.value.upper() if format else None)
+        _refuse_unwritable(image_format)
+        options = OutputOptions(output, in_place, image_format, suffix, compare)
+        jobs = plan_jobs(inputs or [], _read_list(from_file), options)
+        out = Output(quiet=quiet, verbose=verbose, json_lines=json_lines)
+        if dry_run:
+            _show_plan(jobs, existing, out)
+            return
+
+        from PIL import Image
+
+        from sapnet_cli.derainer import Derainer
+        from sapnet_cli.pipeline import FileOptions, run_jobs
+
+        Image.MAX_IMAGE_PIXELS = None  # --max-megapixels takes its place
+        derainer = Derainer(
+            weights=weights,
+            device=device,
+            precision=precision.value,
+            tile=None if tile == "auto" else int(tile),
+            overlap=overlap,
+            stages=stages,
+            batch_size=None if batch_size == "auto" else int(batch_size),
+            tile_statistics=tile_statistics.value,
+        )
+        if verbose:
+            engine = derainer.engine
+            out.info(f"weights {weights}, {engine.stages} stages, {engine.device}, {engine.precision}")
+        start = time.perf_counter()
+        counts: Counter[str] = Counter(done=0, skipped=0, failed=0)
+        with out.progress(len(jobs)):
+            for record in run_jobs(jobs, derainer.engine, FileOptions(existing.value, quality, max_megapixels)):
+                counts[record.status] += 1
+                _report(record, out)
+        seconds = time.perf_counter() - start
+        out.json({"summary": True, **counts, "seconds": round(seconds, 3)})
+        if len(jobs) > 1 or counts["skipped"]:
+            out.info(
+                ", ".join(f"{count} {status}" for status, count in counts.items() if count) + f" in {seconds:.1f} s"
+            )
+        if counts["failed"]:
+            raise typer.Exit(EXIT_FAILED)
+
+
+def _read_list(name: str | None) -> Iterator[str]:
+    """Lines of the list of inputs; none if no list was given."""
+    if name is None:
+        return
+    if name == "-":
+        yield from sys.stdin
+        return
+    try:
+        with Path(name).open(encoding="utf-8") as lines:
+            yield from lines
+    except OSError as error:
+        raise UsageError(f"{name}: cannot read this list: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not a text file of paths, one a line") from error
+
+
+def _refuse_unwritable(image_format: str | None) -> None:
+    if image_format is None:
+        return
+    from sapnet_cli.imaging.write import writable_formats
+
+    if image_format not in writable_formats():
+        advice = "pip install 'sapnet-cli[heic]'" if image_format == "HEIF" else "install a Pillow that has it"
+        raise UsageError(f"{image_format} cannot be written here; {advice}")
+
+
+def _show_plan(jobs: list[Job], existing: Existing, out: Output) -> None:
+    for job in jobs:
+        there = job.target is not None and job.target.exists()
+        status = f"would {existing.value}" if there and existing is not Existing.overwrite else "would write"
+        if existing is Existing.error and there:
+            status = "would fail"
+        out.info(f"{job.source_name} -> {job.target_name}: {status}")
+        out.json({"input": job.source_name, "output": job.target_name, "status": "planned"})
+    out.info(f"{len(jobs)} images")
+
+
+def _report(record: Record, out: Output) -> None:
+    job = record.job
+    if record.error is not None:
+        out.error(f"{job.source_name}: {record.error}")
+    for note in record.notes:
+        out.warn(f"{job.source_name}: {note}")
+    size = "" if record.size is None else f"{record.size[0]}x{record.size[1]}, {record.seconds:.2f} s"
+    out.advance(f"{job.source_name} -> {job.target_name}: {record.status}" + (f" ({size})" if size else ""))
+    fields: dict[str, Any] = {
+        "input": job.source_name,
+        "output": job.target_name,
+        "status": record.status,
+        "size": record.size,
+        "seconds": round(record.seconds, 3),
+        "error": record.error,
+    }
+    out.json(fields)

@@ -1,0 +1,123 @@
+"""All that the command line prints, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Output:
+    """Speaks on standard error; standard output is for JSON lines and for pictures.
+
+    On a terminal a progress bar stays at the bottom; into a pipe or file there is one plain line a picture.
+    """
+
+    def __init__(self, *, quiet: bool, verbose: bool, json_lines: bool) -> None:
+        self.quiet, self.verbose, self.json_lines = quiet, verbose, json_lines
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        handler = RichHandler(console=self.console, show_time=False, show_path=False, markup=False)
+        logger = logging.getLogger("sapnet_cli")
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[Output]:
+        """Shows a bar on a terminal while pictures are worked on; `advance` moves it."""
+        if self.quiet or not self.console.is_terminal:
+            yield self
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as self._progress:
+            self._progress.add_task("deraining", total=total, rate="")
+            yield self
+        self._progress = None
+
+    def advance(self, line: str) -> None:
+        """One picture is finished."""
+        if self._progress is not None:
+            task = self._progress.tasks[0]
+            rate = (task.completed + 1) / max(task.elapsed or 0.0, 1e-6)
+            self._progress.update(
+                task.id, advance=1, rate=f"{rate:.2f} images/s" if rate >= 1 else f"{1 / rate:.1f} s/image"
+            )
+        if self._progress is None or self.verbose:
+            self.info(line)
+
+    def info(self, line: str) -> None:
+        """Something that a user may want to know."""
+        if not self.quiet:
+            self.console.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        """Something that a user should know."""
+        if not self.quiet:
+            self.console.print(f"warning: {line}", markup=False, style="yellow")
+
+    def error(self, line: str) -> None:
+        """Something that went wrong; said even when quiet."""
+        print_error(line, self.console)
+
+    def json(self, record: Mapping[str, Any]) -> None:
+        """One line of JSON on standard output, if the user asked for it."""
+        if self.json_lines:
+            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+
+def print_error(line: str, console: Console | None = None) -> None:
+    """`error: ...` on standard error."""
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"error: {line}", markup=False, style="red")
+
+
+class Terminated(BaseException):
+    """SIGTERM came in."""
+
+
+class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes():
+    """Turns exceptions that leave the block into one line on standard error and an exit code."""
+
+    def __enter__(self) -> None:
+        """Makes SIGTERM clean up as Ctrl-C does."""
+
+        def terminate(number: int, frame: FrameType | None) -> None:
+            raise Terminated
+
+        signal.signal(signal.SIGTERM, terminate)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Maps the exception, if it is one that users can do something about."""
+        if isinstance(error, SapnetError):
+            print_error(str(error))
+            raise typer.Exit(EXIT_USAGE if isinstance(error, (UsageError, CheckpointError)) else EXIT_FAILED) from error
+        if isinstance(error, KeyboardInterrupt):
+            print_error("interrupted; finished files are whole, run again with --existing skip to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        if isinstance(error, Terminated):
+            print_error("terminated; finished files are whole, run again with --existing skip to go on")
+            raise typer.Exit(128 + signal.SIGTERM) from error

@@ -1,0 +1,134 @@
+"""The Python interface: arrays, PIL images and tensors in, the same out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sapnet_cli.engine.engine import Engine, EngineConfig, Pixels
+from sapnet_cli.errors import ImageError
+from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
+from sapnet_cli.imaging.picture import luma
+from sapnet_cli.model.checkpoint import load_checkpoint
+
+Picture = TypeVar("Picture", NDArray[Any], Image.Image, Tensor)
+FLOAT_DTYPES = (np.float16, np.float32, np.float64)
+
+
+class Derainer:
+    """Removes rain from pictures in memory.
+
+    >>> from sapnet_cli import Derainer
+    >>> derainer = Derainer()
+    >>> clean = derainer.derain(rainy)
+
+    Pictures may be
+
+    - NumPy arrays: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), grey, RGB or RGBA; uint8, uint16, or floats in [0, 1];
+    - PIL images of mode L, LA, RGB, RGBA or I;16;
+    - tensors: (3, H, W) or (B, 3, H, W), RGB; uint8, or floats in [0, 1]; on any device.
+
+    What comes back is new, and of the same type, size, dtype or mode, and device. Alpha passes through untouched.
+    Arrays and PIL images are taken as they are: an EXIF orientation is the caller's business.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path = DEFAULT_WEIGHTS,
+        device: str = "auto",
+        precision: str = "auto",
+        tile: int | None = None,
+        overlap: int = 64,
+        stages: int | None = None,
+        batch_size: int | None = None,
+        tile_statistics: Literal["shared", "exact"] = "shared",
+    ) -> None:
+        """Loads the weights; the other arguments are those of `EngineConfig`.
+
+        Args:
+            weights: a registered name or the path of a file.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            precision: `auto`, `fp32`, `bf16` or `fp16`.
+            tile: side of a tile in pixels, its context included; None for auto, 0 for the whole image at once.
+            overlap: context on each side of a tile, in pixels.
+            stages: progressive units to run, None for all.
+            batch_size: tiles, or pictures of one size, in one forward; None for auto.
+            tile_statistics: `shared` or `exact`.
+
+        Raises:
+            CheckpointError: the weights are missing, damaged or foreign.
+            UsageError: an argument makes no sense, or the device is not there.
+        """
+        config = EngineConfig(device, precision, tile, overlap, batch_size, stages, tile_statistics)
+        self.engine = Engine(load_checkpoint(locate_weights(str(weights))), config)
+
+    def derain(self, image: Picture) -> Picture:
+        """Derains one picture (or one batch of pictures as a 4-dimensional tensor).
+
+        Raises:
+            ImageError: the picture is of a kind that is not supported, or holds values that are not finite.
+            OutOfMemoryError: not even a small tile fits into memory.
+        """
+        return self.derain_batch([image])[0]
+
+    def derain_batch(self, images: Sequence[Picture]) -> list[Picture]:
+        """Derains several pictures; neighbours of one size and dtype are computed together. Errors as for `derain`."""
+        planes = [_to_planes(image) for image in images]
+        results = iter(self.engine.derain_batch([rgb for group in planes for rgb in group]))
+        return [_from_pixels(image, [next(results) for _ in group]) for image, group in zip(images, planes)]
+
+
+def _to_planes(image: NDArray[Any] | Image.Image | Tensor) -> list[Pixels]:
+    """One picture of any kind to the (H, W, 3) arrays that the engine takes; several for a batch."""
+    if isinstance(image, Tensor):
+        if image.dim() not in (3, 4) or image.shape[-3] != 3:
+            raise ImageError(f"expected a tensor of shape (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise ImageError(f"expected a tensor of uint8 or floats in [0, 1], got {image.dtype}")
+        batch = image.detach().reshape(-1, *image.shape[-3:]).permute(0, 2, 3, 1).cpu()
+        return list((batch if image.dtype == torch.uint8 else batch.float()).contiguous().numpy())
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
+            raise ImageError(f"PIL mode {image.mode} is not one of L, LA, RGB, RGBA, I;16; convert it first")
+        if image.mode in ("L", "LA", "RGBA"):
+            image = image.convert("RGB")
+        return _to_planes(np.asarray(image))
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"expected a NumPy array, a PIL image or a tensor, got {type(image).__name__}")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise ImageError(f"expected an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}")
+    if image.dtype in FLOAT_DTYPES:
+        image = image.astype(np.float32)
+    elif image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"expected uint8, uint16 or floats in [0, 1], got {image.dtype}")
+    rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
+    return [np.ascontiguousarray(rgb)]
+
+
+def _from_pixels(image: Picture, results: Sequence[Pixels]) -> Picture:
+    """The engine's results in the shape, type and dtype that the picture came in."""
+    if isinstance(image, Tensor):
+        batch = torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
+        return batch.reshape(image.shape).to(image.device, image.dtype)
+    rgb = results[0]
+    if isinstance(image, Image.Image):
+        if image.mode == "I;16":
+            return Image.fromarray(luma(rgb))
+        result = Image.fromarray(rgb).convert("L" if image.mode in ("L", "LA") else "RGB")
+        if image.mode in ("LA", "RGBA"):
+            result.putalpha(image.getchannel("A"))
+        return result
+    if image.ndim == 2 or image.shape[2] == 1:
+        return luma(rgb).astype(image.dtype).reshape(image.shape)
+    array = image.copy()
+    array[..., :3] = rgb
+    return array

@@ -1,0 +1,292 @@
+"""The one way to run the network on pictures: whole or in tiles, in batches, within the memory there is."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapnet_cli.engine.hardware import choose_device, choose_precision, free_memory
+from sapnet_cli.engine.statistics import RecordedPool, RunningPool
+from sapnet_cli.engine.strips import LayerwiseForward, stored_bytes
+from sapnet_cli.engine.tiles import TilePlan, plan_tiles
+from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
+from sapnet_cli.model.sapnet import SAPNet, global_average_pool
+
+Pixels: TypeAlias = NDArray[Any]
+"""(H, W, 3) RGB: uint8, uint16, or float32 in [0, 1]."""
+
+Item = TypeVar("Item")
+
+log = logging.getLogger(__name__)
+
+VALUES_PER_PIXEL = 400
+"""Peak number of values that a forward holds for each pixel of its input, with a margin."""
+
+CPU_BUDGET, GPU_SHARE = 2**30, 0.6
+"""What `auto` gives to one forward: bytes on a CPU (never over a quarter of what is free), share of a free GPU."""
+
+SMALLEST_TILE, LARGEST_TILE = 192, 2048
+
+STATISTICS_TILE, STATISTICS_OVERLAP = 256, 32
+"""Windows that the shared statistics are estimated on: small, so that many of them pass the network together."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How to run the network.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        tile: side of the square window that the network sees at once, in pixels; None for auto, 0 for the whole image.
+        overlap: context on each side of a tile that is computed and thrown away, in pixels.
+        batch_size: tiles, or small images of one size, in one forward; None for auto.
+        stages: progressive dilated units to run; None for as many as the network was trained with.
+        tile_statistics: where attention's pooled vectors come from when an image is tiled: `shared` estimates them
+            for the whole image from its tiles, `exact` computes them layer by layer over the whole image, as is
+            done anyway where that takes no more memory than a tile.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    tile: int | None = None
+    overlap: int = 64
+    batch_size: int | None = None
+    stages: int | None = None
+    tile_statistics: Literal["shared", "exact"] = "shared"
+
+    def __post_init__(self) -> None:
+        """Refuses values that make no sense, with a `UsageError`."""
+        if self.tile is not None and self.tile < 0:
+            raise UsageError(f"tile {self.tile} is neither auto, 0 (the whole image) nor a side in pixels")
+        if self.overlap < 0:
+            raise UsageError(f"overlap {self.overlap} is negative")
+        if self.tile and 2 * self.overlap >= self.tile:
+            raise UsageError(
+                f"an overlap of {self.overlap} on each side leaves nothing of a tile of {self.tile}; "
+                "use a tile of more than twice the overlap"
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"batch size {self.batch_size} is neither auto nor at least 1")
+        if self.tile_statistics not in ("shared", "exact"):
+            raise UsageError(f"tile statistics {self.tile_statistics!r} are neither 'shared' nor 'exact'")
+
+
+class Engine:
+    """Runs one network on pictures: (H, W, 3) RGB arrays of uint8, uint16 or float32 in [0, 1], any size from 1x1."""
+
+    def __init__(self, model: SAPNet, config: EngineConfig | None = None) -> None:
+        """Takes the network as it is on the CPU, in float32, and leaves it so.
+
+        Raises:
+            UsageError: the device is not there, or the network has fewer stages than are asked for.
+        """
+        self.config = config or EngineConfig()
+        self.device = choose_device(self.config.device)
+        self.precision = choose_precision(self.config.precision, self.device)
+        self.stages = model.config.stages if self.config.stages is None else self.config.stages
+        if not 1 <= self.stages <= model.config.stages:
+            raise UsageError(f"stages {self.stages} is out of range: these weights have 1 to {model.config.stages}")
+        self._reference = model
+        self._models: dict[torch.dtype, SAPNet] = {}
+
+    def derain(self, image: Pixels) -> Pixels:
+        """Derains one picture.
+
+        Args:
+            image: (H, W, 3) RGB; uint8, uint16, or float32 in [0, 1].
+
+        Returns:
+            A new array of the same shape and dtype.
+
+        Raises:
+            ImageError: the array is of another kind, or holds values that are not finite.
+            OutOfMemoryError: not even a small tile fits into memory.
+        """
+        return self.derain_batch([image])[0]
+
+    def derain_batch(self, images: Sequence[Pixels]) -> list[Pixels]:
+        """Derains several pictures; neighbours of one size share a forward. Arguments and errors as for `derain`."""
+        for image in images:
+            _check(image)
+        results: list[Pixels] = []
+        while len(results) < len(images):
+            start = len(results)
+            first = images[start]
+            stop = start + 1
+            while stop < min(start + self.batch_size(*first.shape[:2]), len(images)) and _alike(first, images[stop]):
+                stop += 1
+            results += self._derain_alike(images[start:stop])
+        return results
+
+    def batch_size(self, height: int, width: int) -> int:
+        """How many pictures of a size share one forward; 1 for those that are tiled."""
+        tile, batch = self._plan(height, width)
+        return batch if tile == 0 or max(height, width) <= tile else 1
+
+    def _plan(self, height: int, width: int) -> tuple[int, int]:
+        """Tile, 0 for the whole image, and batch size for pictures of a size."""
+        affordable = self._affordable_pixels()
+        tile, batch = self.config.tile, self.config.batch_size
+        if tile is None:
+            tile = 0
+            if height * width > affordable // (batch or 1):
+                side = int((affordable / (batch or 1)) ** 0.5) // 32 * 32
+                tile = max(min(side, LARGEST_TILE), SMALLEST_TILE, 3 * self.config.overlap)
+        if batch is None:
+            window = min(height, tile or height) * min(width, tile or width)
+            # a CPU gains nothing from a second window beside the first
+            batch = 1 if self.device.type == "cpu" else max(1, min(64, affordable // window))
+        return tile, batch
+
+    def _budget(self) -> float:
+        """Bytes that one forward may take."""
+        free = free_memory(self.device)
+        return free * GPU_SHARE if self.device.type == "cuda" else min(CPU_BUDGET, free / 4)
+
+    def _affordable_pixels(self) -> int:
+        return int(self._budget() / (VALUES_PER_PIXEL * self.precision.itemsize))
+
+    def _derain_alike(self, images: Sequence[Pixels]) -> list[Pixels]:
+        """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
+        height, width = images[0].shape[:2]
+        tile, batch = self._plan(height, width)
+        while True:
+            try:
+                plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
+                if len(plan.tiles) == 1:
+                    return [pixels for group in _groups(images, batch) for pixels in self._derain_whole(group)]
+                storable = stored_bytes(self._model(self.precision), height, width) <= self._budget()
+                if storable or self.config.tile_statistics == "exact":
+                    return [self._derain_layerwise(image) for image in images]
+                return [self._derain_tiled(image, plan, batch) for image in images]
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if batch > 1:
+                batch //= 2
+            else:
+                tile = min(tile or max(height, width), max(height, width)) // 2
+            if tile and tile < max(SMALLEST_TILE // 2, 2 * self.config.overlap + 1):
+                raise OutOfMemoryError(
+                    "not even a small tile fits into memory; close other programs or use --device cpu"
+                )
+            log.warning("out of memory: trying again with tiles of %d px in batches of %d", tile, batch)
+
+    def _derain_whole(self, images: Sequence[Pixels]) -> list[Pixels]:
+        return _to_pixels(self._forward(_to_tensor(images, self.device)), images[0].dtype)
+
+    def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int) -> Pixels:
+        vectors = self._estimate_vectors(image, plan, batch) if self._reference.config.attention else None
+        result = np.empty_like(image)
+        for tiles in _groups(plan.tiles, batch):
+            windows = [image[plan.seen(tile)] for tile in tiles]
+            derained = _to_pixels(self._forward(_to_tensor(windows, self.device), vectors), image.dtype)
+            for tile, pixels in zip(tiles, derained):
+                result[tile.core] = pixels[tile.core_in_window]
+        return result
+
+    @torch.inference_mode()
+    def _derain_layerwise(self, image: Pixels) -> Pixels:
+        def read_rainy(start: int, stop: int) -> Tensor:
+            return _to_tensor([image[start:stop]], self.device)
+
+        for precision in dict.fromkeys((self.precision, torch.float32)):
+            estimate = LayerwiseForward(self._model(precision), read_rainy, *image.shape[:2]).run(self.stages)
+            if bool(torch.isfinite(estimate).all()):
+                return _to_pixels(estimate.clamp_(0, 1), image.dtype)[0]
+        raise ImageError("the network gives values that are not finite for this image")
+
+    @torch.inference_mode()
+    def _estimate_vectors(self, image: Pixels, plan: TilePlan, batch: int) -> list[Tensor]:
+        """Attention's pooled vectors for the whole image, from small windows that cover it, in scattered groups."""
+        height, width = image.shape[:2]
+        small = plan_tiles(height, width, STATISTICS_TILE, STATISTICS_OVERLAP)
+        pixels = max(batch * math.prod(plan.window), self._affordable_pixels())
+        size = max(1, pixels // math.prod(small.window))
+        tiles = list(small.tiles)
+        random.Random(0).shuffle(tiles)  # noqa: S311
+        groups = list(enumerate(_groups(tiles, size)))
+        # the first half knew less than half of the image when it passed, so it passes again
+        passes = groups + groups[: len(groups) // 2]
+        for precision in dict.fromkeys((self.precision, torch.float32)):
+            pool = RunningPool()
+            for index, scattered in passes:
+                pool.begin(index, scattered)
+                windows = _to_tensor([image[small.seen(tile)] for tile in scattered], self.device)
+                self._model(precision).stage_images(windows, self.stages, pool)
+            vectors = pool.vectors()
+            if all(bool(torch.isfinite(vector).all()) for vector in vectors):
+                return vectors
+        raise ImageError("the network gives values that are not finite for this image")
+
+    @torch.inference_mode()
+    def _forward(self, rainy: Tensor, vectors: Sequence[Tensor] | None = None) -> Tensor:
+        """(B, 3, H, W) in and out; what is not finite in half precision is computed again in float32."""
+        for precision in dict.fromkeys((self.precision, torch.float32)):
+            pool = global_average_pool if vectors is None else RecordedPool(vectors)
+            derained = self._model(precision).stage_images(rainy, self.stages, pool)[-1]
+            if bool(torch.isfinite(derained).all()):
+                return derained.clamp_(0, 1)
+            log.info("not finite in %s", precision)
+        raise ImageError("the network gives values that are not finite for this image")
+
+    def _model(self, precision: torch.dtype) -> SAPNet:
+        if precision not in self._models:
+            model = copy.deepcopy(self._reference).to(self.device, precision)
+            self._models[precision] = model.to(memory_format=torch.channels_last).eval()
+        return self._models[precision]
+
+
+def _groups(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _alike(first: Pixels, second: Pixels) -> bool:
+    return first.shape == second.shape and first.dtype == second.dtype
+
+
+def _check(image: Pixels) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError(f"expected an array of shape (height, width, 3), got {image.shape}")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ImageError(f"expected uint8, uint16 or float32 values, got {image.dtype}")
+    if image.dtype == np.float32 and not np.isfinite(image).all():
+        raise ImageError("the image holds values that are not finite")
+
+
+def _to_tensor(images: Sequence[Pixels], device: torch.device) -> Tensor:
+    """Pictures of one size to (B, 3, H, W) float32 in [0, 1], channels last, on the device."""
+    batch = np.stack(images)
+    if batch.dtype == np.uint16:
+        batch = batch.astype(np.float32) / 65535
+    tensor = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
+    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
+
+
+def _to_pixels(images: Tensor, dtype: np.dtype[np.generic]) -> list[Pixels]:
+    """(B, 3, H, W) in [0, 1] to pictures of a dtype, rounded to the nearest value."""
+    rows = images.permute(0, 2, 3, 1)
+    if dtype == np.uint8:
+        return list((rows * 255).round().to(torch.uint8).cpu().numpy())
+    pixels: NDArray[np.float32] = rows.cpu().numpy()
+    return list(np.rint(pixels * 65535).astype(np.uint16) if dtype == np.uint16 else pixels.copy())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    known = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(phrase in text for phrase in known)

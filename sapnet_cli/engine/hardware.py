@@ -1,0 +1,80 @@
+"""What this machine has: device, precision and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from sapnet_cli.errors import UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Turns `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that is there; auto takes CUDA, then MPS, then CPU.
+
+    Raises:
+        UsageError: no such device, or not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"device {name!r}: no usable CUDA GPU or driver is here; use --device cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise UsageError(
+                f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
+            )
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError(f"device {name!r}: this machine has no Apple GPU; use --device cpu")
+    elif device.type != "cpu":
+        raise UsageError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turns `auto`, `fp32`, `bf16` or `fp16` into a dtype; auto is the fastest one whose result is safe on `device`.
+
+    Half precision pays only where the hardware computes in it: bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose
+    mantissa is longer) on GPUs with tensor cores. Elsewhere it is slower than fp32, which auto then takes.
+
+    Raises:
+        UsageError: no such precision.
+    """
+    if name != "auto":
+        if name not in PRECISIONS:
+            raise UsageError(f"precision {name!r} is not one of auto, {', '.join(PRECISIONS)}")
+        return PRECISIONS[name]
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
+        return torch.float16
+    return torch.float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on `device`: a container's limit counts as much as the machine's."""
+    if device.type == "cuda":
+        unused, _ = torch.cuda.mem_get_info(device)
+        return int(unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free: int = psutil.virtual_memory().available
+    for limit_file, usage_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, usage = int(Path(limit_file).read_text()), int(Path(usage_file).read_text())
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+        free = min(free, max(0, limit - usage))
+    return free

@@ -1,0 +1,227 @@
+"""Which file is read and where its result goes, decided before anything runs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapnet_cli.errors import UsageError
+from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS
+
+STREAM = "-"
+"""Stands for standard input or standard output."""
+
+COMPARE_SUFFIX = "_compare"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to derain.
+
+    Attributes:
+        source: file to read, None for standard input.
+        target: file to write, None for standard output.
+        format: Pillow's name of the format to write, None for that of the source.
+        compare: file for before and after side by side, or None.
+    """
+
+    source: Path | None
+    target: Path | None
+    format: str | None = None
+    compare: Path | None = None
+
+    @property
+    def source_name(self) -> str:
+        """The source as the user knows it."""
+        return STREAM if self.source is None else str(self.source)
+
+    @property
+    def target_name(self) -> str:
+        """The target as the user knows it."""
+        return STREAM if self.target is None else str(self.target)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results go.
+
+    Attributes:
+        output: a file, a folder, or `-`; None only with `in_place`.
+        in_place: replace each input by its result.
+        format: key of `FORMATS` to write in, None for each input's own.
+        suffix: put between the stem and the ending of each output's name.
+        compare: also write before and after side by side.
+    """
+
+    output: str | None
+    in_place: bool = False
+    format: str | None = None
+    suffix: str = ""
+    compare: bool = False
+
+
+def plan_jobs(inputs: Sequence[str], listed: Iterable[str], options: OutputOptions) -> list[Job]:
+    """Finds the pictures and decides where each result goes.
+
+    Args:
+        inputs: files, folders (walked with their subfolders), glob patterns, or `-`.
+        listed: further files, from a list; relative ones keep their folders below the output.
+        options: where results go.
+
+    Raises:
+        UsageError: an input is not there, nothing is found, an input would be overwritten, or two inputs would
+            write one output.
+    """
+    _check_options(options)
+    found = list(_find(inputs, listed, options))
+    if not found:
+        endings = " ".join(sorted(FORMAT_OF_SUFFIX))
+        raise UsageError(f"no pictures found in {' '.join(inputs) or 'the list'}; looked for {endings}")
+    jobs = _to_jobs(found, options)
+    _refuse_collisions(jobs, options.in_place)
+    return jobs
+
+
+def _check_options(options: OutputOptions) -> None:
+    if options.in_place:
+        if options.output is not None:
+            raise UsageError("--in-place replaces the inputs; leave out --output")
+        if options.format or options.suffix:
+            raise UsageError("--in-place keeps names and formats; leave out --format and --suffix")
+    elif options.output is None:
+        raise UsageError("say where the results go: --output FOLDER, --output FILE, --output -, or --in-place")
+    if os.sep in options.suffix or "/" in options.suffix:
+        raise UsageError(f"--suffix {options.suffix!r} must not contain a path separator")
+    if options.compare and options.output == STREAM:
+        raise UsageError("--compare writes a second file; give --output a file or a folder")
+
+
+def _find(
+    inputs: Sequence[str], listed: Iterable[str], options: OutputOptions
+) -> Iterator[tuple[Path | None, Path | None]]:
+    """Yields each source once, with its place below the output folder; (None, None) is standard input."""
+    seen: set[Path] = set()
+    output = None if options.output in (None, STREAM) else Path(str(options.output)).resolve()
+
+    def once(source: Path, place: Path) -> Iterator[tuple[Path, Path]]:
+        resolved = source.resolve()
+        if resolved not in seen:
+            seen.add(resolved)
+            yield source, place
+
+    for name in inputs:
+        path = Path(name)
+        if name == STREAM:
+            yield None, None
+        elif path.is_dir():
+            for source in _walk(path, output):
+                yield from once(source, source.relative_to(path))
+        elif path.exists():
+            yield from once(path, Path(path.name))
+        elif glob.has_magic(name):
+            root = Path(*_fixed_parts(path))
+            # Path.glob takes no absolute patterns
+            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207
+            pictures = [match for match in matches if match.is_file() and match.suffix.lower() in FORMAT_OF_SUFFIX]
+            if not pictures:
+                raise UsageError(f"{name}: no picture matches this pattern")
+            for source in pictures:
+                yield from once(source, source.relative_to(root))
+        else:
+            raise UsageError(f"{name}: no such file or folder")
+    for line in listed:
+        name = line.rstrip("\r\n")
+        if not name.strip():
+            continue
+        path = Path(name)
+        yield from once(path, Path(path.name) if path.is_absolute() or ".." in path.parts else path)
+
+
+def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
+    """The pictures of a folder and its subfolders, without hidden ones and without the output folder's own."""
+
+    def fail(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: cannot list this folder: {error.strerror}")
+
+    inside = output is not None and output != folder.resolve()
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and not (inside and Path(parent, name).resolve() == output)
+        )
+        for name in sorted(files):
+            if name[0] != "." and Path(name).suffix.lower() in FORMAT_OF_SUFFIX:
+                yield Path(parent, name)
+
+
+def _fixed_parts(pattern: Path) -> list[str]:
+    """The parts of a pattern before its first wildcard."""
+    parts: list[str] = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return parts
+
+
+def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOptions) -> list[Job]:
+    output = options.output
+    if output == STREAM:
+        if len(found) > 1:
+            raise UsageError(f"standard output takes one picture, not {len(found)}; give --output a folder")
+        return [Job(found[0][0], None, options.format)]
+    if output is not None and _names_a_file(output):
+        if len(found) > 1:
+            raise UsageError(f"--output {output} is one file, but there are {len(found)} inputs; give a folder")
+        target = Path(output)
+        target = target.with_name(target.stem + options.suffix + target.suffix)
+        named = FORMAT_OF_SUFFIX[target.suffix.lower()]
+        if options.format not in (None, named):
+            raise UsageError(f"--output {output} and --format {options.format} contradict each other; leave one out")
+        return [Job(found[0][0], target, named, _compare_path(target, options))]
+    jobs = []
+    for source, place in found:
+        if source is None or place is None:
+            raise UsageError("standard input needs --output FILE or --output -")
+        target = source if output is None else Path(output) / place
+        if output is not None:
+            ending = FORMATS[options.format][0] if options.format else target.suffix
+            target = target.with_name(target.stem + options.suffix + ending)
+        jobs.append(Job(source, target, options.format, _compare_path(target, options)))
+    return jobs
+
+
+def _names_a_file(output: str) -> bool:
+    return (
+        Path(output).suffix.lower() in FORMAT_OF_SUFFIX
+        and not output.endswith(("/", os.sep))
+        and not Path(output).is_dir()
+    )
+
+
+def _compare_path(target: Path, options: OutputOptions) -> Path | None:
+    return target.with_name(f"{target.stem}{COMPARE_SUFFIX}{target.suffix}") if options.compare else None
+
+
+def _refuse_collisions(jobs: Sequence[Job], in_place: bool) -> None:
+    sources = {job.source.resolve() for job in jobs if job.source is not None}
+    writers: dict[Path, Job] = {}
+    for job in jobs:
+        for target in (job.target, job.compare):
+            if target is None:
+                continue
+            resolved = target.resolve()
+            if resolved in writers:
+                first = writers[resolved].source_name
+                raise UsageError(
+                    f"{first} and {job.source_name} would both write {target}; "
+                    "pass their common folder, so that its tree is mirrored, or run them apart"
+                )
+            writers[resolved] = job
+            if resolved in sources and not (in_place and target is job.target):
+                raise UsageError(
+                    f"{target} is an input and would be overwritten; choose another --output, add --suffix, "
+                    "or say --in-place"
+                )

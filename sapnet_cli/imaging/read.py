@@ -1,0 +1,201 @@
+"""Encoded bytes to pictures."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from typing import cast
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+
+from sapnet_cli.errors import ImageError
+from sapnet_cli.imaging.exif import upright, upright_xmp
+from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture, Samples
+
+MAX_MEGAPIXELS = 512
+
+# tags that describe how the pixels of a TIFF file are stored, not what they show
+TIFF_STRUCTURE = frozenset(
+    {254, 255, 256, 257, 258, 259, 262, 263, 266, 269, 273, 277, 278, 279, 280, 281, 282, 283, 284, 288, 289, 290}
+    | {291, 292, 293, 296, 297, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 338, 339, 340, 341, 347}
+    | {512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 33723, 34377, 34675, 37724}
+)
+
+
+def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
+    """Decodes a picture, upright, with its metadata.
+
+    Args:
+        data: the whole content of a file.
+        max_megapixels: a header that announces more is taken for a decompression bomb.
+
+    Raises:
+        ImageError: the data is empty, truncated, damaged, too large, or of a kind that is not supported.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    register_heif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns of either shows in the picture or fails below
+            image = Image.open(io.BytesIO(data), formats=_readable_formats())
+            width, height = image.size
+            if width * height > max_megapixels * 1e6:
+                raise ImageError(
+                    f"{width}x{height} is over the limit of {max_megapixels:g} megapixels; "
+                    "raise --max-megapixels if you trust the file"
+                )
+            return _to_picture(image, data)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not a picture that can be read, or its beginning is damaged") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("announces more pixels than is believable (a decompression bomb?)") from error
+    except MemoryError as error:
+        raise ImageError("too large to decode in the memory that is free") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()
+        raise ImageError(f"damaged or truncated ({reason[0] if reason else type(error).__name__})") from error
+
+
+def _to_picture(image: Image.Image, data: bytes) -> Picture:
+    frames = getattr(image, "n_frames", 1)
+    image_format = "JPEG" if image.format == "MPO" else cast(str, image.format)
+    depths = _bits_per_sample(image)
+    image.load()  # finds truncation, which OpenCV would pass over
+    orientation, metadata = _metadata(image, image_format)
+
+    alpha: Samples | None = None
+    if max(depths) == 16 and image.mode in ("RGB", "RGBA"):  # Pillow gives 8 of the 16 bits
+        pixels = _decode_16_bit(data)
+        rgb, alpha = pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 and image.mode == "RGBA" else None
+        grey = _is_grey_png(data)
+    elif image.mode.startswith("I;16"):
+        samples = np.asarray(image).astype(np.uint16)
+        rgb, grey = np.repeat(samples[..., None], 3, axis=2), True
+    elif max(depths) > 16 or image.mode in ("I", "F"):
+        raise ImageError(f"{max(depths)} bits a sample are not supported; save it with 8 or 16")
+    else:
+        grey = image.mode in ("1", "L", "LA", "La")
+        if image.mode in ("P", "PA"):
+            grey = False
+        if image.mode == "CMYK":
+            image, metadata = _cmyk_to_rgb(image, metadata)
+        if image.has_transparency_data:
+            pixels = np.asarray(image.convert("RGBA"))
+            rgb, alpha = pixels[..., :3], pixels[..., 3]
+        else:
+            rgb = np.asarray(image.convert("RGB"))
+    rgb = _turn(rgb, orientation)
+    alpha = None if alpha is None else _turn(alpha, orientation)
+    return Picture(rgb, alpha, grey, image_format, metadata, frames)
+
+
+def _metadata(image: Image.Image, image_format: str) -> tuple[int, Metadata]:
+    """The orientation that has still to be applied, and the metadata as they are after that."""
+    info = image.info
+    exif: bytes | None = info.get("exif")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        exif = _tiff_exif(image)
+    orientation = 1
+    if exif:
+        orientation, exif = upright(exif.removeprefix(b"Exif\0\0"))
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    dpi = info.get("dpi")
+    if dpi is not None:
+        dpi = (float(dpi[0]), float(dpi[1]))
+        if not all(0 < value < 1e6 for value in dpi):
+            dpi = None
+    compression = info.get("compression") if image_format == "TIFF" else None
+    return orientation, Metadata(
+        exif or None,
+        info.get("icc_profile") or None,
+        upright_xmp(xmp) if xmp else None,
+        dpi,
+        compression if isinstance(compression, str) else None,
+    )
+
+
+def _tiff_exif(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
+    """A TIFF file's own directory without what describes the storage of its pixels."""
+    source, exif = image.getexif(), Image.Exif()
+    directories = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+    for tag, value in source.items():
+        if tag not in TIFF_STRUCTURE and tag not in directories:
+            exif[tag] = value
+    for directory in directories:
+        if entries := source.get_ifd(directory):
+            exif.get_ifd(directory).update(entries)
+    return exif.tobytes() if len(exif) else None
+
+
+def _bits_per_sample(image: Image.Image) -> tuple[int, ...]:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(258, (1,))
+        return tuple(bits) if isinstance(bits, tuple) else (bits,)
+    sixteen = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    return (16,) if sixteen or image.mode.startswith("I") else (8,)
+
+
+def _is_grey_png(data: bytes) -> bool:
+    return data[:4] == b"\x89PNG" and data[25] in (0, 4)  # colour type of IHDR: grey, grey with alpha
+
+
+def _decode_16_bit(data: bytes) -> Samples:
+    """Colour and alpha in 16 bits, (H, W, 3 or 4), which Pillow does not give; not turned by the orientation."""
+    import cv2
+
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ImageError("this kind of 16-bit file is not supported; save it as plain RGB with 8 or 16 bits")
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    order = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return cast(Samples, cv2.cvtColor(pixels, order))
+
+
+def _cmyk_to_rgb(image: Image.Image, metadata: Metadata) -> tuple[Image.Image, Metadata]:
+    """Through the profile of the inks where there is one; what comes out is sRGB and says so."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    converted: Image.Image | None = None
+    if metadata.icc_profile:
+        try:
+            inks = ImageCms.ImageCmsProfile(io.BytesIO(metadata.icc_profile))
+            converted = ImageCms.profileToProfile(image, inks, srgb, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError):
+            converted = None
+    converted = converted or image.convert("RGB")
+    return converted, Metadata(metadata.exif, srgb.tobytes(), metadata.xmp, metadata.dpi, metadata.compression)
+
+
+def _turn(pixels: Samples, orientation: int) -> Samples:
+    """Applies an EXIF orientation to (H, W) or (H, W, C)."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _readable_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in (*FORMATS, "MPO") if name in Image.OPEN)
+
+
+def register_heif() -> None:
+    """HEIC comes with the optional package pillow-heif."""
+    if "HEIF" in Image.OPEN:
+        return
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()

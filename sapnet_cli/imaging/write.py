@@ -1,0 +1,207 @@
+"""Pictures to encoded bytes, and bytes to files that are whole or not there."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+
+from sapnet_cli.errors import ImageError
+from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMATS, SIXTEEN_BIT_FORMATS, Picture, Samples, luma
+from sapnet_cli.imaging.read import register_heif
+
+JPEG_QUALITY = 95
+TEMPORARY_PREFIX = ".sapnet-"
+METADATA_CHUNKS = frozenset({b"iCCP", b"eXIf", b"iTXt", b"pHYs"})
+EXIF_PREFIX = b"Exif\0\0"
+XMP_TIFF_TAG, ICC_TIFF_TAG = 700, 34675
+
+
+def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> bytes:
+    """Encodes a picture with its metadata.
+
+    16-bit samples stay so in PNG and TIFF and become 8-bit elsewhere; alpha is left out where the format has none.
+
+    Args:
+        picture: what to write.
+        image_format: a key of `FORMATS`.
+        quality: of JPEG (then 4:4:4), WebP, AVIF and HEIC, 1 to 100.
+
+    Raises:
+        ImageError: this Pillow can't write the format, or the format can't hold the picture.
+    """
+    if picture.rgb.dtype == np.uint16 and image_format not in SIXTEEN_BIT_FORMATS:
+        picture = replace(picture, rgb=_to_8_bit(picture.rgb), alpha=_to_8_bit(picture.alpha))
+    if picture.alpha is not None and image_format not in ALPHA_FORMATS:
+        picture = replace(picture, alpha=None)
+    try:
+        if image_format == "TIFF":
+            return _encode_tiff(picture)
+        if picture.rgb.dtype == np.uint16:
+            return _encode_16_bit_png(picture)
+        return _encode_by_pillow(picture, image_format, quality)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise ImageError(f"cannot be written as {image_format}: {error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes beside the target and renames, so that the target is never half a file.
+
+    Raises:
+        OSError: no permission, no space, or the like; nothing is left behind.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def writable_formats() -> frozenset[str]:
+    """Those of `FORMATS` that can be written here."""
+    register_heif()
+    Image.init()
+    return frozenset(name for name in FORMATS if name in Image.SAVE)
+
+
+def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> bytes:
+    image = Image.fromarray(_merge(picture))
+    metadata = picture.metadata
+    options: dict[str, Any] = {}
+    if metadata.exif and image_format != "BMP":
+        options["exif"] = EXIF_PREFIX + metadata.exif
+    if profile := _profile(picture):
+        options["icc_profile"] = profile
+    if metadata.dpi:
+        options["dpi"] = metadata.dpi
+    if metadata.xmp:
+        options["xmp"] = metadata.xmp
+    if image_format == "JPEG":
+        options |= {"quality": quality, "subsampling": "4:4:4", "optimize": True}
+    elif image_format == "PNG":
+        text = PngImagePlugin.PngInfo()
+        if metadata.xmp:
+            text.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+        options["pnginfo"] = text
+        options["exif"] = metadata.exif or b""
+    elif image_format == "WEBP":
+        options |= {"quality": quality, "exact": True}  # colours under full transparency are the user's too
+    elif image_format == "AVIF":
+        options |= {"quality": quality, "subsampling": "4:4:4"}
+    elif image_format == "HEIF":
+        options |= {"quality": quality, "chroma": 444}
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def _merge(picture: Picture) -> Samples:
+    """The samples as they are stored: grey, grey and alpha, RGB or RGBA."""
+    colour = luma(picture.rgb)[..., None] if picture.grey else picture.rgb
+    if picture.alpha is None:
+        return colour[..., 0] if picture.grey else colour
+    return np.concatenate((colour, picture.alpha[..., None]), axis=2)
+
+
+def _to_8_bit(samples: Samples | None) -> Any:
+    return None if samples is None else np.rint(samples / np.float32(257)).astype(np.uint8)
+
+
+def _profile(picture: Picture) -> bytes | None:
+    """The ICC profile, unless it describes another colour space than the samples have."""
+    profile = picture.metadata.icc_profile
+    if profile and profile[16:20] != (b"GRAY" if picture.grey else b"RGB "):
+        return None
+    return profile
+
+
+def _encode_16_bit_png(picture: Picture) -> bytes:
+    """Pillow writes 16 bits only for grey, so the pixels are packed here, beside Pillow's metadata chunks."""
+    samples = np.atleast_3d(_merge(picture)).astype(">u2")
+    height, width, channels = samples.shape
+    rows = samples.reshape(height, -1).view(np.uint8)
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = 2  # each row as the difference to the one above
+    filtered[0, 1:], filtered[1:, 1:] = rows[0], rows[1:] - rows[:-1]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    pixel = replace(picture, rgb=np.zeros((1, 1, 3), np.uint8), alpha=None)
+    metadata = [chunk for kind, chunk in _png_chunks(_encode_by_pillow(pixel, "PNG", 0)) if kind in METADATA_CHUNKS]
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
+            *metadata,
+            _png_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)),
+            _png_chunk(b"IEND", b""),
+        )
+    )
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, position = [], 8
+    while position < len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 12 + length
+        chunks.append((data[position + 4 : position + 8], data[position:end]))
+        position = end
+    return chunks
+
+
+def _encode_tiff(picture: Picture) -> bytes:
+    """One strip, deflated unless the source was not, behind a directory by Pillow.
+
+    Pillow's own writer has 16 bits only for grey without alpha, and takes EXIF or XMP but not both.
+    """
+    metadata = picture.metadata
+    if picture.grey and picture.alpha is not None and picture.rgb.dtype == np.uint16:
+        picture = replace(picture, grey=False)  # which few programs can read
+    samples = _merge(picture)
+    samples = np.atleast_3d(samples).astype(samples.dtype.newbyteorder("<"))
+    height, width, channels = samples.shape
+    raw = metadata.compression == "raw"
+    if raw:
+        strip = samples.tobytes()
+    else:  # differences of neighbours compress better
+        samples[:, 1:] -= samples[:, :-1].copy()
+        strip = zlib.compress(samples.tobytes(), 6)
+
+    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
+    if metadata.exif:
+        exif = Image.Exif()
+        exif.load(EXIF_PREFIX + metadata.exif)
+        for tag in exif:
+            directory[tag] = dict(exif.get_ifd(tag)) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else exif[tag]
+    directory[256], directory[257] = width, height
+    directory[258] = (8 * samples.itemsize,) * channels
+    directory[259] = 1 if raw else 8  # deflate
+    directory[262] = 1 if picture.grey else 2
+    directory[273], directory[277], directory[278], directory[279] = 0, channels, height, len(strip)
+    if not raw:
+        directory[317] = 2  # differences
+    if picture.alpha is not None:
+        directory[338] = 2  # not multiplied into the colours
+    if metadata.dpi:
+        directory[282], directory[283], directory[296] = *metadata.dpi, 2
+    for tag, content, kind in ((XMP_TIFF_TAG, metadata.xmp, 1), (ICC_TIFF_TAG, _profile(picture), 7)):
+        if content:
+            directory[tag] = content
+            directory.tagtype[tag] = kind
+    buffer = io.BytesIO()
+    directory.save(buffer)
+    return buffer.getvalue() + strip

@@ -1,0 +1,38 @@
+"""Structural similarity as a differentiable loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+WINDOW, SIGMA = 11, 1.5
+K1, K2 = 0.01, 0.03
+
+
+def ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Mean SSIM (Wang et al. 2004, eq. 13) with the 11x11 Gaussian window of sigma 1.5 over its 'valid' region.
+
+    Args:
+        images: (B, C, H, W) in [0, 1], H and W at least 11; computed in float32 whatever comes in.
+        targets: the same shape.
+
+    Returns:
+        A scalar, 1 for equal images. The paper's loss is its negative (section 3.4).
+    """
+    images, targets = images.float(), targets.float()
+    offsets = torch.arange(WINDOW, dtype=torch.float32, device=images.device) - WINDOW // 2
+    window = torch.softmax(-offsets.square() / (2 * SIGMA**2), dim=0)
+
+    maps = torch.cat((images, targets, images * images, targets * targets, images * targets), dim=1)
+    groups = maps.shape[1]
+    maps = functional.conv2d(maps, window.view(1, 1, 1, -1).expand(groups, 1, 1, -1), groups=groups)
+    maps = functional.conv2d(maps, window.view(1, 1, -1, 1).expand(groups, 1, -1, 1), groups=groups)
+    mean_x, mean_y, square_x, square_y, product = maps.chunk(5, dim=1)
+
+    variance = square_x - mean_x * mean_x + square_y - mean_y * mean_y
+    covariance = product - mean_x * mean_y
+    c1, c2 = K1**2, K2**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    similarity: Tensor = (luminance * (2 * covariance + c2) / (variance + c2)).mean()
+    return similarity

@@ -1,0 +1,154 @@
+"""SAPNet, the segmentation-aware progressive network, whole in one file.
+
+Zheng, Lu, Wu, Gupta: "SAPNet: Segmentation-Aware Progressive Network for Perceptual Contrastive Deraining",
+WACV 2022 workshops, arXiv 2111.08892. It extends PReNet (Ren et al., CVPR 2019, arXiv 1901.09221), which is the
+same network without attention and without dilation: `PRENET` below.
+
+One *progressive dilated unit* (PDU), applied `stages` times with the same weights, turns the rainy image `y`, the
+last estimate `x` and the recurrent state `h, c` into the next estimate:
+
+    f    = ReLU(conv(cat(y, x)))                                            embed
+    h, c = ConvLSTM(cat(f, h), c)                                           gates
+    z    = h;  z = ReLU(z + ReLU(CRA(dconv(ReLU(CRA(dconv(z)))))))          blocks, one for each dilation
+    x    = conv(z) + y                                                      project
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Pool = Callable[[Tensor], Tensor]
+"""Maps features (B, C, H, W) to the pooled vectors (B, C, 1, 1) that channel residual attention looks at."""
+
+
+@dataclass(frozen=True)
+class SAPNetConfig:
+    """Hyper-parameters of the network; the defaults are the published SAPNet (180,483 parameters).
+
+    Attributes:
+        stages: how many times the unit is applied.
+        channels: width of the features and of the recurrent state.
+        dilations: dilation of both convolutions of each residual block, one block for each entry.
+        attention: whether channel residual attention follows each of those convolutions.
+        reduction: by how much attention's bottleneck is narrower than `channels`.
+    """
+
+    stages: int = 6
+    channels: int = 32
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
+    attention: bool = True
+    reduction: int = 16
+
+
+SAPNET = SAPNetConfig()
+PRENET = SAPNetConfig(dilations=(1, 1, 1, 1, 1), attention=False)
+
+
+def global_average_pool(features: Tensor) -> Tensor:
+    """Mean over the plane, (B, C, H, W) to (B, C, 1, 1): the pool of the paper."""
+    return features.mean(dim=(2, 3), keepdim=True)
+
+
+class ChannelResidualAttention(nn.Module):
+    """Scales each channel by `sigmoid(A p + D2 ReLU(D1 p))`, `p` the pooled features (paper, section 3.2)."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        self.direct = nn.Conv2d(channels, channels, 1, bias=False)  # A
+        self.squeeze = nn.Conv2d(channels, channels // reduction, 1, bias=False)  # D1
+        self.expand = nn.Conv2d(channels // reduction, channels, 1, bias=False)  # D2
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors (B, C, 1, 1) to scales in (0, 1), same shape."""
+        return torch.sigmoid(self.direct(pooled) + self.expand(functional.relu(self.squeeze(pooled))))
+
+
+class DilatedResidualBlock(nn.Module):
+    """Two dilated 3x3 convolutions, each with attention and ReLU, around a skip connection."""
+
+    def __init__(self, config: SAPNetConfig, dilation: int) -> None:
+        super().__init__()
+        width = config.channels
+        self.conv1 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.attention1 = ChannelResidualAttention(width, config.reduction) if config.attention else None
+        self.attention2 = ChannelResidualAttention(width, config.reduction) if config.attention else None
+
+    def forward(self, features: Tensor, pool: Pool) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        inner = self.conv1(features)
+        if self.attention1 is not None:
+            inner = inner * self.attention1(pool(inner))
+        inner = self.conv2(functional.relu(inner))
+        if self.attention2 is not None:
+            inner = inner * self.attention2(pool(inner))
+        return functional.relu(features + functional.relu(inner))
+
+
+class SAPNet(nn.Module):
+    """The derain network. Takes and gives RGB images as (B, 3, H, W) floats in [0, 1], any size from 1x1 up."""
+
+    def __init__(self, config: SAPNetConfig = SAPNET) -> None:
+        super().__init__()
+        self.config = config
+        width = config.channels
+        self.embed = nn.Conv2d(6, width, 3, padding=1)
+        self.gates = nn.Conv2d(2 * width, 4 * width, 3, padding=1)  # input, candidate, output, forget: see `_lstm`
+        self.blocks = nn.ModuleList(DilatedResidualBlock(config, dilation) for dilation in config.dilations)
+        self.project = nn.Conv2d(width, 3, 3, padding=1)
+
+    def lstm(self, features: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """One ConvLSTM step (PReNet, eq. 4), its four gates computed by one convolution.
+
+        At the first unit `state` is None, standing for zeros: half of the gates' input and the forget gate drop out.
+
+        Args:
+            features: (B, C, H, W).
+            state: hidden and cell state, (B, C, H, W) each, or None.
+
+        Returns:
+            The new hidden and cell state.
+        """
+        width = self.config.channels
+        if state is None:
+            weight, bias = self.gates.weight[: 3 * width, :width], self.gates.bias
+            gates = functional.conv2d(features, weight, None if bias is None else bias[: 3 * width], padding=1)
+            gate_in, candidate, gate_out = gates.chunk(3, dim=1)
+            cell = torch.sigmoid(gate_in) * torch.tanh(candidate)
+        else:
+            hidden, cell = state
+            gates = self.gates(torch.cat((features, hidden), dim=1))
+            gate_in, candidate, gate_out, forget = gates.chunk(4, dim=1)
+            cell = torch.sigmoid(forget) * cell + torch.sigmoid(gate_in) * torch.tanh(candidate)
+        return torch.sigmoid(gate_out) * torch.tanh(cell), cell
+
+    def stage_images(self, rainy: Tensor, stages: int | None = None, pool: Pool = global_average_pool) -> list[Tensor]:
+        """The estimate after each unit, not clamped: what training supervises.
+
+        With parameters in half precision the images stay float32: only what is added to `rainy` is rounded.
+
+        Args:
+            rainy: (B, 3, H, W), RGB in [0, 1], float32.
+            stages: how many units to run; the configured number by default.
+            pool: where attention takes its pooled vectors from; called twice a block, in order.
+        """
+        images: list[Tensor] = []
+        estimate, state = rainy, None
+        for _ in range(self.config.stages if stages is None else stages):
+            features = functional.relu(self.embed(torch.cat((rainy, estimate), dim=1).to(self.embed.weight.dtype)))
+            state = self.lstm(features, state)
+            features = state[0]
+            for block in self.blocks:
+                features = block(features, pool)
+            estimate = self.project(features) + rainy
+            images.append(estimate)
+        return images
+
+    def forward(self, rainy: Tensor, stages: int | None = None, pool: Pool = global_average_pool) -> Tensor:
+        """The derained image, (B, 3, H, W) in [0, 1]; arguments as for `stage_images`."""
+        return self.stage_images(rainy, stages, pool)[-1].clamp(0, 1)

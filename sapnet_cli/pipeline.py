@@ -1,0 +1,216 @@
+"""Files through the engine: decoding, computing and encoding overlap, and one bad file never stops the rest."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from sapnet_cli.engine.engine import Engine
+from sapnet_cli.errors import ImageError, SapnetError
+from sapnet_cli.imaging.jobs import Job
+from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, SIXTEEN_BIT_FORMATS, Picture
+from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
+from sapnet_cli.imaging.write import JPEG_QUALITY, encode, write_atomically
+
+Existing = Literal["overwrite", "skip", "error"]
+Status = Literal["done", "skipped", "failed"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+COMPARE_GAP = 8  # white pixels between before and after
+LOOKAHEAD = 2  # pictures that are decoded ahead of the engine, and encoded behind it
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How files are read and written.
+
+    Attributes:
+        existing: what to do where the output is already there.
+        quality: of lossy formats, 1 to 100.
+        max_megapixels: larger pictures are refused.
+    """
+
+    existing: Existing = "overwrite"
+    quality: int = JPEG_QUALITY
+    max_megapixels: float = MAX_MEGAPIXELS
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one picture.
+
+    Attributes:
+        job: what was to be done.
+        status: what became of it.
+        size: width and height in pixels, None where it was not decoded.
+        seconds: spent on it in decoding, computing and encoding.
+        error: why it failed, in one line.
+        notes: what the output lacks of the input, in a line each.
+    """
+
+    job: Job
+    status: Status
+    size: tuple[int, int] | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A picture on its way, rainy before the engine and derained behind it."""
+
+    job: Job
+    rainy: Picture
+    seconds: float
+    derained: Picture | None = None
+
+
+def run_jobs(jobs: Sequence[Job], engine: Engine, options: FileOptions) -> Iterator[Record]:
+    """Derains files, yielding a record for each in the order of the jobs.
+
+    When the caller stops early or is interrupted, the files that are being written are finished, and nothing else.
+    """
+    readers = ThreadPoolExecutor(LOOKAHEAD, thread_name_prefix="decode")
+    writers = ThreadPoolExecutor(LOOKAHEAD, thread_name_prefix="encode")
+    try:
+        decoded = _ahead(readers, partial(_read, options=options), jobs)
+        derained = _derain(decoded, engine)
+        yield from _ahead(writers, partial(_write, options=options), derained)
+    finally:
+        readers.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
+
+
+def _ahead(executor: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Like `map`, but in threads, with few results in flight."""
+    futures: deque[Future[Result]] = deque()
+    for item in items:
+        futures.append(executor.submit(function, item))
+        while futures and (len(futures) > LOOKAHEAD or futures[0].done()):
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+def _read(job: Job, options: FileOptions) -> _Work | Record:
+    start = time.perf_counter()
+    try:
+        if job.target is not None:
+            if options.existing != "overwrite" and job.target.exists():
+                if options.existing == "skip":
+                    return Record(job, "skipped")
+                return Record(job, "failed", error=f"{job.target} already exists; choose --existing overwrite or skip")
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(job.target.parent, os.W_OK):
+                return Record(job, "failed", error=f"cannot write into {job.target.parent}: no permission")
+        data = sys.stdin.buffer.read() if job.source is None else job.source.read_bytes()
+        picture = decode(data, options.max_megapixels)
+    except SapnetError as error:
+        return Record(job, "failed", error=str(error))
+    except OSError as error:
+        return Record(job, "failed", error=_describe(error))
+    return _Work(job, picture, time.perf_counter() - start)
+
+
+def _derain(items: Iterable[_Work | Record], engine: Engine) -> Iterator[_Work | Record]:
+    """Runs the engine, on several pictures at once where they are alike and it wants them so."""
+    group: list[_Work] = []
+    for item in items:
+        if group and (isinstance(item, Record) or not _alike(group[0].rainy, item.rainy)):
+            yield from _derain_group(group, engine)
+            group = []
+        if isinstance(item, Record):
+            yield item
+            continue
+        group.append(item)
+        if len(group) >= engine.batch_size(*item.rainy.rgb.shape[:2]):
+            yield from _derain_group(group, engine)
+            group = []
+    yield from _derain_group(group, engine)
+
+
+def _derain_group(group: Sequence[_Work], engine: Engine) -> list[_Work | Record]:
+    start = time.perf_counter()
+    try:
+        results = engine.derain_batch([work.rainy.rgb for work in group])
+    except (SapnetError, RuntimeError, MemoryError) as error:
+        if len(group) > 1:
+            return [result for work in group for result in _derain_group([work], engine)]
+        log.debug("failed", exc_info=True)
+        known = isinstance(error, SapnetError)
+        reason = str(error) if known else f"unexpected {type(error).__name__}: {str(error).splitlines()[0]}"
+        work = group[0]
+        return [Record(work.job, "failed", work.rainy.size, work.seconds, reason)]
+    seconds = (time.perf_counter() - start) / max(1, len(group))
+    return [
+        replace(work, derained=replace(work.rainy, rgb=rgb), seconds=work.seconds + seconds)
+        for work, rgb in zip(group, results)
+    ]
+
+
+def _write(item: _Work | Record, options: FileOptions) -> Record:
+    if isinstance(item, Record):
+        return item
+    start = time.perf_counter()
+    job, rainy, derained = item.job, item.rainy, item.derained or item.rainy
+    by_name = None if job.target is None else FORMAT_OF_SUFFIX.get(job.target.suffix.lower())
+    image_format = job.format or by_name or rainy.format
+
+    def record(status: Status, error: str | None = None) -> Record:
+        seconds = item.seconds + time.perf_counter() - start
+        return Record(job, status, rainy.size, seconds, error, _losses(rainy, image_format))
+
+    try:
+        data = encode(derained, image_format, options.quality)
+        if job.target is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return record("done")
+        if job.compare is not None:
+            write_atomically(job.compare, encode(_side_by_side(rainy, derained), image_format, options.quality))
+        write_atomically(job.target, data)
+    except ImageError as error:
+        return record("failed", str(error))
+    except OSError as error:
+        return record("failed", _describe(error))
+    return record("done")
+
+
+def _losses(picture: Picture, image_format: str) -> tuple[str, ...]:
+    notes = []
+    if picture.frames > 1:
+        notes.append(f"holds {picture.frames} pictures, of which the first was derained")
+    if picture.alpha is not None and image_format not in ALPHA_FORMATS:
+        notes.append(f"{image_format} has no transparency; it was left out")
+    if picture.rgb.dtype == np.uint16 and image_format not in SIXTEEN_BIT_FORMATS:
+        notes.append(f"{image_format} has no 16 bits; 8 were kept")
+    return tuple(notes)
+
+
+def _side_by_side(rainy: Picture, derained: Picture) -> Picture:
+    height = rainy.rgb.shape[0]
+    gap = np.full((height, COMPARE_GAP, 3), np.iinfo(rainy.rgb.dtype).max, rainy.rgb.dtype)
+    return replace(derained, rgb=np.concatenate((rainy.rgb, gap, derained.rgb), axis=1), alpha=None)
+
+
+def _alike(first: Picture, second: Picture) -> bool:
+    return first.rgb.shape == second.rgb.shape and first.rgb.dtype == second.rgb.dtype
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
+from sapnet_cli.model.checkpoint import load_checkpoint
+from sapnet_cli.model.sapnet import SAPNet
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "rainy"
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the peers' weights and real data, where there is one."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def default_model() -> SAPNet:
+    """The network with the weights that are shipped as the default."""
+    return load_checkpoint(locate_weights(DEFAULT_WEIGHTS))
+
+
+def random_model(**config: object) -> SAPNet:
+    """A small network with random weights."""
+    from sapnet_cli.model.sapnet import SAPNetConfig
+
+    torch.manual_seed(0)
+    defaults: dict[str, object] = {"stages": 2, "channels": 8, "dilations": (1, 2), "reduction": 4}
+    return SAPNet(SAPNetConfig(**{**defaults, **config})).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def random_pixels(height: int, width: int, dtype: str = "uint8", seed: int = 0) -> NDArray[np.generic]:
+    """A smooth random RGB picture."""
+    random = np.random.default_rng(seed)
+    coarse = random.random((height // 8 + 2, width // 8 + 2, 3))
+    pixels = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    if dtype == "float32":
+        return pixels.astype(np.float32)
+    return np.rint(pixels * np.iinfo(dtype).max).astype(dtype)

@@ -1,0 +1,222 @@
+"""The command as users run it: in a process of its own, with files, streams, exit codes and signals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXAMPLES, random_model, random_pixels
+from PIL import Image
+
+from sapnet_cli.model.checkpoint import save_checkpoint
+
+COMMAND = [sys.executable, "-m", "sapnet_cli"]
+ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
+
+
+def run(
+    *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=ENVIRONMENT, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that compute fast."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_checkpoint(random_model(stages=1), path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of good and bad files."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    image = Image.fromarray(random_pixels(40, 60))
+    for name in ("a.png", "b.jpg", "sub/c.webp", "d.tiff", "e.bmp"):
+        image.save(folder / name)
+    Image.fromarray(random_pixels(40, 60, "uint16")[..., 0]).save(folder / "f16.png")
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "empty.png").touch()
+    whole = (folder / "a.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
+    result = run("derain", EXAMPLES, "-o", tmp_path / "clean", "--stages", "1")
+    assert result.returncode == 0, result.stderr
+    for source in EXAMPLES.iterdir():
+        rainy, clean = (np.asarray(Image.open(path)) for path in (source, tmp_path / "clean" / source.name))
+        assert rainy.shape == clean.shape
+        assert not np.array_equal(rainy, clean)
+
+
+def test_a_mixed_folder(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    before = snapshot(photos)
+    result = run("derain", photos, "-o", tmp_path / "clean", "-w", tiny, "--json")
+    assert result.returncode == 1
+    good = {"a.png", "b.jpg", "d.tiff", "e.bmp", "f16.png", "sub/c.webp"}
+    assert set(snapshot(tmp_path / "clean")) == good
+    assert snapshot(photos) == before
+    with Image.open(tmp_path / "clean" / "f16.png") as image:
+        assert image.mode == "I;16"
+
+    *records, summary = [json.loads(line) for line in result.stdout.splitlines()]
+    assert summary["summary"] is True
+    assert (summary["done"], summary["failed"], summary["skipped"]) == (6, 3, 0)
+    assert len(records) == 9
+    for record in records:
+        assert set(record) == {"input", "output", "status", "size", "seconds", "error"}
+        name = str(Path(record["input"]).relative_to(photos))
+        assert record["status"] == ("done" if name in good else "failed")
+        assert (record["error"] is None) == (name in good)
+        assert record["size"] == ([60, 40] if name in good else None)
+    errors = [line for line in result.stderr.decode().splitlines() if line.startswith("error")]
+    assert len(errors) == 3
+    assert all(name in "\n".join(errors) for name in ("text.jpg", "empty.png", "half.png"))
+    assert b"Traceback" not in result.stderr
+
+
+def test_skip_goes_on_where_it_stopped(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    clean = tmp_path / "clean"
+    assert run("derain", photos / "a.png", photos / "b.jpg", "-o", clean, "-w", tiny, "-q").returncode == 0
+    (clean / "a.png").write_bytes(b"kept as it is")
+    result = run("derain", photos, "-o", clean, "-w", tiny, "--existing", "skip", "--json", "-q")
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary["done"], summary["skipped"], summary["failed"]) == (4, 2, 3)
+    assert (clean / "a.png").read_bytes() == b"kept as it is"
+    result = run("derain", photos / "a.png", "-o", clean, "-w", tiny, "--existing", "error")
+    assert result.returncode == 1
+    assert b"already exists" in result.stderr
+
+
+def test_streams(photos: Path, tiny: Path) -> None:
+    data = (photos / "a.png").read_bytes()
+    result = run("derain", "-", "-o", "-", "-w", tiny, stdin=data)
+    assert result.returncode == 0, result.stderr
+    streamed = Image.open(io.BytesIO(result.stdout))
+    assert (streamed.format, streamed.size) == ("PNG", (60, 40))
+    result = run("derain", "-", "-o", "-", "-w", tiny, "--format", "jpeg", stdin=data)
+    assert Image.open(io.BytesIO(result.stdout)).format == "JPEG"
+    result = run("derain", "-", "-o", "-", "-w", tiny, stdin=b"no picture")
+    assert (result.returncode, result.stdout) == (1, b"")
+
+
+def test_list_of_paths(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "list.txt").write_text("photos/a.png\nphotos/sub/c.webp\nphotos/gone.png\n")
+    result = run("derain", "--from-file", "list.txt", "-o", "clean", "-w", tiny, cwd=tmp_path)
+    assert result.returncode == 1
+    assert b"gone.png" in result.stderr
+    assert set(snapshot(tmp_path / "clean")) == {"photos/a.png", "photos/sub/c.webp"}
+    result = run("derain", "--from-file", "-", "-o", "two", "-w", tiny, cwd=tmp_path, stdin=b"photos/a.png\n")
+    assert result.returncode == 0
+    assert set(snapshot(tmp_path / "two")) == {"photos/a.png"}
+
+
+def test_in_place_compare_and_format(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    before = snapshot(photos)
+    assert run("derain", photos / "a.png", "--in-place", "-w", tiny).returncode == 0
+    assert {name for name, data in snapshot(photos).items() if data != before[name]} == {"a.png"}
+    assert (
+        run("derain", photos / "b.jpg", "-o", tmp_path / "x", "-w", tiny, "--compare", "--format", "png").returncode
+        == 0
+    )
+    assert set(snapshot(tmp_path / "x")) == {"b.png", "b_compare.png"}
+    compare = np.asarray(Image.open(tmp_path / "x" / "b_compare.png"))
+    assert compare.shape == (40, 128, 3)
+    assert np.array_equal(compare[:, :60], np.asarray(Image.open(photos / "b.jpg")))
+    assert np.array_equal(compare[:, 68:], np.asarray(Image.open(tmp_path / "x" / "b.png")))
+
+
+def test_dry_run_does_nothing(photos: Path, tmp_path: Path) -> None:
+    result = run("derain", photos, "-o", tmp_path / "clean", "--dry-run", "--json")
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) == 9
+    assert b"would write" in result.stderr
+    assert not (tmp_path / "clean").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing-here", "-o", "x"], "no such file or folder"),
+        (["photos"], "say where the results go"),
+        (["photos", "-o", "photos"], "would be overwritten"),
+        (["photos", "-o", "x", "--tile", "lots"], "neither auto nor a number"),
+        (["photos", "-o", "x", "--tile", "100"], "more than twice the overlap"),
+        (["photos", "-o", "x", "-w", "nothing"], "no weights"),
+        (["photos", "-o", "x", "-w", "photos/text.jpg"], "damaged"),
+        (["photos", "-o", "x", "--device", "cuda:77"], "cuda:77"),
+        (["photos", "-o", "x", "--stages", "7"], "1 to 6"),
+        (["photos", "-o", "x", "--quality", "0"], "quality"),
+        (["photos/a.png", "-o", "-", "--json"], "standard output"),
+        ([], "nothing to derain"),
+        (["--from-file", "none.txt", "-o", "x"], "none.txt"),
+        (["photos", "-o", "x", "--format", "gif"], "gif"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, photos: Path) -> None:
+    before = snapshot(photos.parent)
+    result = run("derain", *arguments, cwd=photos.parent)
+    assert result.returncode == 2, result.stderr
+    assert message in " ".join(result.stderr.decode().split())
+    assert b"Traceback" not in result.stderr
+    assert result.stdout == b""
+    assert snapshot(photos.parent) == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "clean").mkdir(mode=0o500)
+    result = run("derain", photos / "a.png", "-o", tmp_path / "clean", "-w", tiny)
+    assert result.returncode == 1
+    assert b"permission" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_full_disk_on_standard_output(photos: Path, tiny: Path) -> None:
+    command = [*COMMAND, "derain", str(photos / "a.png"), "-o", "-", "-w", str(tiny)]
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=300, check=False)
+    assert result.returncode == 1
+    assert b"No space left" in result.stderr
+    assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Path) -> None:
+    folder, clean = tmp_path / "photos", tmp_path / "clean"
+    folder.mkdir()
+    image = Image.fromarray(random_pixels(300, 300))
+    for index in range(400):
+        image.save(folder / f"{index:03d}.png", compress_level=1)
+    command = [*COMMAND, "derain", str(folder), "-o", str(clean), "-w", str(tiny)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while len(list(clean.glob("*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == code, stderr
+    assert b"Traceback" not in stderr
+    assert b"--existing skip" in stderr
+    written = list(clean.iterdir())
+    assert 3 <= len(written) < 400
+    for path in written:
+        assert path.suffix == ".png", "a temporary file was left"
+        Image.open(path).load()

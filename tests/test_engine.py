@@ -1,0 +1,232 @@
+"""The engine: the same picture whole, in tiles, in batches, in half precision, and with too little memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXAMPLES, random_model, random_pixels
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sapnet_cli.engine import engine as engine_module
+from sapnet_cli.engine import strips
+from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.hardware import choose_device, choose_precision
+from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
+from sapnet_cli.model.sapnet import SAPNet
+
+CPU = EngineConfig(device="cpu", precision="fp32")
+
+
+def mosaic() -> NDArray[np.uint8]:
+    """Differing scenes side by side, which is hard for tiles: each would see another whole."""
+    china, rocket = (np.asarray(Image.open(EXAMPLES / name)) for name in ("china.jpg", "rocket.jpg"))
+    return np.concatenate((china[:330, :400], rocket[40:370, :330]), axis=1)
+
+
+def difference(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
+    return float(np.abs(first.astype(np.float64) - second.astype(np.float64)).max())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_dtype_and_size_stay(dtype: str) -> None:
+    image = random_pixels(37, 51, dtype)
+    before = image.copy()
+    derained = Engine(random_model(), CPU).derain(image)
+    assert derained.dtype == image.dtype
+    assert derained.shape == image.shape
+    assert np.array_equal(image, before)
+
+
+def test_equals_the_network_rounded_to_nearest() -> None:
+    model, image = random_model(), random_pixels(24, 31)
+    rainy = torch.tensor(image).permute(2, 0, 1)[None] / 255
+    expected = (model(rainy) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+    assert difference(Engine(model, CPU).derain(image), expected) <= 1  # at most a tie, rounded the other way
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 3)])
+def test_tiny_pictures(size: tuple[int, int]) -> None:
+    config = EngineConfig(device="cpu", precision="fp32", tile=96, overlap=16)
+    assert Engine(random_model(), config).derain(random_pixels(*size)).shape == (*size, 3)
+
+
+def test_batch_equals_one_by_one() -> None:
+    images = [random_pixels(20, 30, seed=seed) for seed in range(5)] + [
+        random_pixels(20, 31),
+        random_pixels(9, 9, "uint16"),
+    ]
+    engine = Engine(random_model(), EngineConfig(device="cpu", precision="fp32", batch_size=3))
+    for together, image in zip(engine.derain_batch(images), images):
+        assert together.dtype == image.dtype
+        assert difference(together, engine.derain(image)) <= 1
+
+
+@pytest.fixture(scope="module")
+def whole(default_model: SAPNet) -> NDArray[np.float32]:
+    image = mosaic().astype(np.float32) / 255
+    return Engine(default_model, EngineConfig(device="cpu", precision="fp32", tile=0)).derain(image)
+
+
+@pytest.mark.parametrize(("tile", "batch"), [(256, 1), (256, 4), (320, None)])
+def test_tiles_look_like_the_whole(
+    default_model: SAPNet, whole: NDArray[np.float32], tile: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as if the picture were too large for one group of tiles, and for storing its features
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 3 * 256 * 256 * engine_module.VALUES_PER_PIXEL * 4)
+    config = EngineConfig(device="cpu", precision="fp32", tile=tile, batch_size=batch)
+    tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
+    assert 255 * difference(tiled, whole) <= 2
+    assert 255 * np.abs(tiled - whole).mean() < 0.25
+
+
+def test_independent_tiles_would_show(default_model: SAPNet, whole: NDArray[np.float32]) -> None:
+    """The test above can fail: without shared statistics the same tiles are off."""
+    image = mosaic().astype(np.float32) / 255
+    left = Engine(default_model, CPU).derain(np.ascontiguousarray(image[:256, :256]))
+    assert 255 * difference(left[:192, :192], whole[:192, :192]) > 2
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_exact_statistics(
+    default_model: SAPNet, whole: NDArray[np.float32], on_disk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_disk:
+        monkeypatch.setattr(strips, "free_memory", lambda device: 0)
+    monkeypatch.setattr(strips, "STRIP_VALUES", 730 * 100 * 50)  # several strips, the last one narrower
+    config = EngineConfig(device="cpu", precision="fp32", tile=256, tile_statistics="exact")
+    exact = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
+    assert 255 * difference(exact, whole) < 0.05
+
+
+def test_exact_statistics_without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips, "STRIP_VALUES", 90 * 100 * 7)
+    model, image = random_model(attention=False), random_pixels(60, 90, "float32")
+    config = EngineConfig(device="cpu", precision="fp32", tile=48, overlap=8, tile_statistics="exact")
+    assert difference(Engine(model, config).derain(image), Engine(model, CPU).derain(image)) < 1e-5
+
+
+def test_bf16_is_close_to_fp32(default_model: SAPNet) -> None:
+    image = mosaic()[100:228, 300:492]
+    exact, half = (
+        Engine(default_model, EngineConfig(device="cpu", precision=precision)).derain(image)
+        for precision in ("fp32", "bf16")
+    )
+    error = np.square(exact.astype(np.float64) - half).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 48
+
+
+def test_fewer_stages_differ() -> None:
+    image = random_pixels(32, 32)
+    model = random_model(stages=4)
+    two = Engine(model, EngineConfig(device="cpu", precision="fp32", stages=2)).derain(image)
+    assert difference(two, Engine(model, CPU).derain(image)) > 0
+
+
+class Overflowing(SAPNet):
+    """Gives NaN in half precision, as a real overflow does."""
+
+    def stage_images(self, rainy: Tensor, *arguments: object) -> list[Tensor]:  # type: ignore[override]
+        images = super().stage_images(rainy, *arguments)  # type: ignore[arg-type]
+        return images if self.embed.weight.dtype == torch.float32 else [image * float("nan") for image in images]
+
+
+@pytest.mark.parametrize("tile", [0, 96])
+def test_not_finite_is_computed_again_in_fp32(tile: int) -> None:
+    model = random_model()
+    overflowing = Overflowing(model.config)
+    overflowing.load_state_dict(model.state_dict())
+    image = random_pixels(100, 130)
+    options = {"device": "cpu", "tile": tile, "overlap": 16}
+    derained = Engine(overflowing, EngineConfig(precision="bf16", **options)).derain(image)  # type: ignore[arg-type]
+    expected = Engine(model, EngineConfig(precision="fp32", **options)).derain(image)  # type: ignore[arg-type]
+    assert difference(derained, expected) <= 1
+
+
+class Hungry(SAPNet):
+    """Runs out of memory on more than so many pixels, and remembers what it was given."""
+
+    limit = 0
+
+    def stage_images(self, rainy: Tensor, *arguments: object) -> list[Tensor]:  # type: ignore[override]
+        if rainy.shape[0] * rainy.shape[2] * rainy.shape[3] > self.limit:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return super().stage_images(rainy, *arguments)  # type: ignore[arg-type]
+
+
+def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    monkeypatch.setattr(engine_module, "STATISTICS_TILE", 96)
+    monkeypatch.setattr(engine_module, "STATISTICS_OVERLAP", 16)
+    monkeypatch.setattr(Hungry, "limit", 130 * 130)
+    model = random_model()
+    hungry = Hungry(model.config)
+    hungry.load_state_dict(model.state_dict())
+    image = random_pixels(200, 300)
+    config = EngineConfig(device="cpu", precision="fp32", tile=256, overlap=32, batch_size=4)
+    assert difference(Engine(hungry, config).derain(image), Engine(model, CPU).derain(image)) <= 2
+    monkeypatch.setattr(Hungry, "limit", 10)
+    with pytest.raises(OutOfMemoryError, match="not even a small tile"):
+        Engine(hungry, config).derain(image)
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(Hungry, "stage_images", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        Engine(Hungry(random_model().config), CPU).derain(random_pixels(8, 8))
+
+
+def test_auto_tiles_a_large_picture_only() -> None:
+    engine = Engine(random_model(), CPU)
+    assert engine._plan(300, 300)[0] == 0
+    tile, batch = engine._plan(4000, 6000)
+    assert 192 <= tile <= 2048
+    assert batch == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), r"\(height, width, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"\(height, width, 3\)"),
+        (np.zeros((4, 4, 3), np.int32), "int32"),
+        (np.full((4, 4, 3), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_senseless_pictures(image: NDArray[np.generic], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        Engine(random_model(), CPU).derain(image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 128, "overlap": 64}, "more than twice the overlap"),
+        ({"tile": -1}, "tile -1"),
+        ({"overlap": -1}, "overlap -1"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"tile_statistics": "none"}, "neither"),
+        ({"stages": 3}, "1 to 2"),
+        ({"stages": 0}, "1 to 2"),
+        ({"device": "tpu"}, "not one of"),
+        ({"device": "meta"}, "not one of"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"precision": "fp8"}, "not one of"),
+    ],
+)
+def test_senseless_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Engine(random_model(), EngineConfig(**options))  # type: ignore[arg-type]
+
+
+def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = choose_device("cpu")
+    for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert choose_precision("auto", cpu) == expected

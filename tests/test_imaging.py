@@ -1,0 +1,281 @@
+"""Pictures come back from a file with all that was in it, and damaged files are named for what they are."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import random_pixels
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
+
+from sapnet_cli.errors import ImageError
+from sapnet_cli.imaging.exif import upright
+from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture
+from sapnet_cli.imaging.read import decode
+from sapnet_cli.imaging.write import encode, writable_formats, write_atomically
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:rights="me"/></x:xmpmeta>'
+LOSSLESS = ("PNG", "TIFF", "BMP")
+
+
+def save(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def photo_exif(orientation: int = 1) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x8298] = orientation, "A camera", "somebody"
+    exif.get_ifd(0x8769).update({0x829A: 0.004, 0x927C: b"maker's own\0\1\2"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (47.0, 30.0, 0.0)})
+    return exif
+
+
+@pytest.mark.parametrize("image_format", sorted(FORMATS))
+def test_formats_and_metadata(image_format: str) -> None:
+    if image_format not in writable_formats():
+        pytest.skip(f"this Pillow cannot write {image_format}")
+    pixels = random_pixels(33, 47)
+    options: dict[str, Any] = {"dpi": (300, 300)}
+    if image_format != "BMP":
+        options |= {"exif": photo_exif().tobytes(), "icc_profile": PROFILE}
+    if image_format in ("JPEG", "WEBP", "AVIF"):
+        options["xmp"] = XMP
+    if image_format == "WEBP":
+        options["lossless"] = True
+    data = save(Image.fromarray(pixels), image_format, **options)
+
+    picture = decode(data)
+    again = Image.open(io.BytesIO(encode(picture, image_format, 100)))
+    assert again.format == image_format
+    assert again.size == (47, 33)
+    error = np.abs(np.asarray(again.convert("RGB")).astype(int) - pixels)
+    assert error.mean() <= (0 if image_format in LOSSLESS else 12)  # blocks of noise are hard on the others
+    if image_format == "BMP":
+        return
+    exif = again.getexif()
+    assert exif[0x010F] == "A camera"
+    assert exif[0x8298] == "somebody"
+    assert float(exif.get_ifd(0x8769)[0x829A]) == pytest.approx(0.004)
+    assert exif.get_ifd(0x8769)[0x927C] == b"maker's own\0\1\2"
+    assert exif.get_ifd(0x8825)[1] == "N"
+    assert again.info["icc_profile"] == PROFILE
+    if image_format in ("JPEG", "PNG", "TIFF"):
+        assert again.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    if "xmp" in options:
+        assert again.info["xmp"].rstrip(b"\0") == XMP.replace(b'"6"', b'"1"')
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_orientation_is_applied_once(orientation: int, image_format: str) -> None:
+    pixels = random_pixels(16, 40)
+    extra = {"lossless": True} if image_format == "WEBP" else {"quality": 100} if image_format == "JPEG" else {}
+    data = save(Image.fromarray(pixels), image_format, exif=photo_exif(orientation), **extra)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+    picture = decode(data)
+    assert np.array_equal(picture.rgb, expected)
+    again = Image.open(io.BytesIO(encode(picture, image_format)))
+    assert again.size == (expected.shape[1], expected.shape[0])
+    assert again.getexif().get(0x0112, 1) == 1
+    assert again.getexif()[0x010F] == "A camera"
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_stay(image_format: str, channels: int) -> None:
+    samples = random_pixels(20, 30, "uint16")
+    alpha = random_pixels(20, 30, "uint16", seed=7)[..., 0] if channels in (2, 4) else None
+    grey = channels < 3
+    if grey:
+        samples = np.repeat(samples[..., :1], 3, axis=2)
+    metadata = Metadata(photo_exif().tobytes().removeprefix(b"Exif\0\0"), PROFILE, XMP, (240.0, 240.0))
+    data = encode(Picture(samples, alpha, grey, image_format, metadata), image_format)
+
+    picture = decode(data)
+    assert picture.rgb.dtype == np.uint16
+    assert np.array_equal(picture.rgb, samples)
+    assert picture.grey == (grey and (channels, image_format) != (2, "TIFF"))
+    assert (picture.alpha is None) == (alpha is None)
+    if alpha is not None:
+        assert np.array_equal(picture.alpha, alpha)
+    assert picture.metadata.dpi == pytest.approx((240, 240), abs=0.1)
+    assert picture.metadata.icc_profile == (PROFILE if not picture.grey else None)
+    assert picture.metadata.xmp is not None
+    assert b'dc:rights="me"' in picture.metadata.xmp
+    exif = Image.open(io.BytesIO(data)).getexif()
+    assert exif[0x010F] == "A camera"
+    assert float(exif.get_ifd(0x8769)[0x829A]) == pytest.approx(0.004)
+    if channels == 3:  # other programs read it too
+        assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., ::-1], samples)
+
+
+def test_16_bits_from_other_programs() -> None:
+    samples = random_pixels(20, 30, "uint16")
+    for ending in (".png", ".tiff"):
+        data = cv2.imencode(ending, samples[..., ::-1])[1].tobytes()
+        assert np.array_equal(decode(data).rgb, samples)
+    picture = decode(save(Image.fromarray(samples[..., 0]), "PNG"))
+    assert picture.grey
+    assert np.array_equal(picture.rgb[..., 1], samples[..., 0])
+    eight = Image.open(io.BytesIO(encode(picture, "JPEG")))
+    assert eight.mode == "L"
+
+
+@pytest.mark.parametrize(
+    ("mode", "grey", "alpha"), [("L", True, False), ("LA", True, True), ("RGBA", False, True), ("1", True, False)]
+)
+def test_modes(mode: str, grey: bool, alpha: bool) -> None:
+    rgba = Image.fromarray(np.dstack((random_pixels(20, 30), random_pixels(20, 30, seed=3)[..., :1])))
+    image = rgba.convert(mode)
+    picture = decode(save(image, "PNG"))
+    assert (picture.grey, picture.alpha is not None) == (grey, alpha)
+    again = Image.open(io.BytesIO(encode(picture, "PNG")))
+    assert again.mode == ("L" if mode == "1" else mode)
+    assert np.array_equal(np.asarray(again.convert("RGBA")), np.asarray(image.convert("RGBA")))
+
+
+def test_colours_under_full_transparency_stay() -> None:
+    pixels = np.dstack((random_pixels(16, 16), np.zeros((16, 16, 1), np.uint8)))
+    for image_format in ("PNG", "TIFF"):
+        picture = decode(save(Image.fromarray(pixels), image_format))
+        again = decode(encode(picture, image_format))
+        assert np.array_equal(again.rgb, pixels[..., :3])
+        assert np.array_equal(again.alpha, pixels[..., 3])
+
+
+def test_palette_with_and_without_transparency() -> None:
+    image = Image.fromarray(random_pixels(20, 30)).quantize(16)
+    assert np.array_equal(decode(save(image, "PNG")).rgb, np.asarray(image.convert("RGB")))
+    picture = decode(save(image, "PNG", transparency=3))
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha == 0, np.asarray(image) == 3)
+
+
+def test_cmyk_becomes_rgb_and_says_so() -> None:
+    pixels = random_pixels(32, 32)
+    data = save(Image.fromarray(pixels).convert("CMYK"), "JPEG", quality=98, icc_profile=b"\0" * 200)
+    picture = decode(data)
+    assert np.abs(picture.rgb.astype(int) - pixels).mean() < 4
+    again = Image.open(io.BytesIO(encode(picture, "JPEG")))
+    assert again.mode == "RGB"
+    assert again.info["icc_profile"][16:20] == b"RGB "
+
+
+def test_jpeg_is_444_and_quality_counts() -> None:
+    picture = Picture(random_pixels(64, 64), format="JPEG")
+    best, worst = encode(picture, "JPEG", 95), encode(picture, "JPEG", 20)
+    assert len(worst) < len(best)
+    assert [layer[1:3] for layer in Image.open(io.BytesIO(best)).layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
+
+
+def test_thumbnail_of_the_rain_is_cut_off() -> None:
+    ifd = struct.pack("<HHHII", 1, 0x0112, 3, 1, 6)
+    exif = b"II*\0" + struct.pack("<I", 8) + ifd + struct.pack("<I", 26) + b"thumbnail directory"
+    orientation, edited = upright(exif)
+    assert orientation == 6
+    assert edited is not None
+    assert edited[8 + 2 + 12 :][:4] == b"\0\0\0\0"
+    assert edited[26:] == exif[26:]
+
+
+@pytest.mark.parametrize("exif", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"garbage", b"MM\0*\0\0\0\x08\xff\xff"])
+def test_damaged_exif_is_dropped(exif: bytes) -> None:
+    assert upright(exif) == (1, None)
+
+
+def test_multipage_tiff_is_counted() -> None:
+    pages = [Image.fromarray(random_pixels(8, 8, seed=seed)) for seed in range(3)]
+    assert decode(save(pages[0], "TIFF", save_all=True, append_images=pages[1:])).frames == 3
+
+
+def png_announcing(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"once upon a time" * 10, "not a picture"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 50, "not a picture|damaged"),
+        (png_announcing(40_000, 40_000), "megapixels|bomb"),
+        (png_announcing(100_000, 100_000), "megapixels|bomb"),
+        (png_announcing(20, 20), "damaged"),
+    ],
+)
+def test_bad_files(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as raised:
+        decode(data)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+def test_truncated_files(image_format: str) -> None:
+    data = save(Image.fromarray(random_pixels(64, 64)), image_format)
+    with pytest.raises(ImageError):
+        decode(data[: len(data) * 2 // 3])
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+def test_truncated_16_bit_files(ending: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), dtype=np.uint16)
+    data = cv2.imencode(ending, noise)[1].tobytes()
+    with pytest.raises(ImageError):
+        decode(data[: len(data) // 2])
+
+
+def test_limit_of_megapixels() -> None:
+    data = save(Image.fromarray(random_pixels(100, 100)), "PNG")
+    assert decode(data, 0.01).size == (100, 100)
+    with pytest.raises(ImageError, match="raise --max-megapixels"):
+        decode(data, 0.009)
+
+
+def test_float_tiff_is_refused() -> None:
+    with pytest.raises(ImageError, match="32 bits"):
+        decode(save(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+def test_tiff_stays_raw_or_compressed() -> None:
+    for compression, expected in (("raw", "raw"), ("tiff_lzw", "tiff_adobe_deflate")):
+        data = save(Image.fromarray(random_pixels(8, 8)), "TIFF", compression=compression)
+        again = Image.open(io.BytesIO(encode(decode(data), "TIFF")))
+        assert isinstance(again, TiffImagePlugin.TiffImageFile)
+        assert again.info["compression"] == expected
+
+
+def test_transparency_is_left_out_where_there_is_none() -> None:
+    picture = Picture(random_pixels(8, 8), np.zeros((8, 8), np.uint8))
+    assert Image.open(io.BytesIO(encode(picture, "JPEG"))).mode == "RGB"
+    assert decode(encode(replace(picture, grey=True), "WEBP")).alpha is not None
+
+
+def test_atomic_write_keeps_the_old_file_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "photo.png"
+    write_atomically(target, b"old")
+    target.chmod(0o640)
+    write_atomically(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o640
+
+    def full(self: Path, other: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(target, b"half")
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]

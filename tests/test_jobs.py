@@ -1,0 +1,111 @@
+"""Which file goes where, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sapnet_cli.errors import UsageError
+from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "photos/a.jpg",
+        "photos/b.PNG",
+        "photos/sub/a.jpg",
+        "photos/notes.txt",
+        "photos/.hidden.jpg",
+        "other/a.jpg",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (), **options: object) -> dict[str, str]:
+    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options))  # type: ignore[arg-type]
+    return {job.source_name: job.target_name for job in jobs}
+
+
+@pytest.mark.usefixtures("photos")
+class TestPlan:
+    def test_a_folder_is_mirrored(self) -> None:
+        assert plan("photos") == {
+            "photos/a.jpg": "clean/a.jpg",
+            "photos/b.PNG": "clean/b.PNG",
+            "photos/sub/a.jpg": "clean/sub/a.jpg",
+        }
+
+    def test_files_and_patterns(self) -> None:
+        assert plan("photos/b.PNG", "other/a.jpg") == {"photos/b.PNG": "clean/b.PNG", "other/a.jpg": "clean/a.jpg"}
+        assert plan("photos/**/*.jpg") == {"photos/a.jpg": "clean/a.jpg", "photos/sub/a.jpg": "clean/sub/a.jpg"}
+        assert plan("photos/a.jp?") == {"photos/a.jpg": "clean/a.jpg"}
+
+    def test_the_same_file_twice_is_done_once(self) -> None:
+        assert plan("photos/a.jpg", "photos/../photos/a.jpg") == {"photos/a.jpg": "clean/a.jpg"}
+
+    def test_output_file_and_stream(self) -> None:
+        assert plan("photos/a.jpg", output="x/y.png") == {"photos/a.jpg": "x/y.png"}
+        assert plan("photos/a.jpg", output="-") == {"photos/a.jpg": "-"}
+        assert plan("-", output="y.webp") == {"-": "y.webp"}
+        assert plan("photos/a.jpg", output="folder.png/") == {"photos/a.jpg": "folder.png/a.jpg"}
+
+    def test_format_and_suffix(self) -> None:
+        assert plan("photos/a.jpg", format="PNG", suffix="_dry") == {"photos/a.jpg": "clean/a_dry.png"}
+        assert plan("photos/a.jpg", output="photos", suffix="_dry") == {"photos/a.jpg": "photos/a_dry.jpg"}
+
+    def test_list_keeps_relative_folders(self, photos: Path) -> None:
+        listed = ("photos/a.jpg\n", "\n", "photos/sub/a.jpg\n", f"{photos}/other/a.jpg\n")
+        assert list(plan(listed=listed).values()) == ["clean/photos/a.jpg", "clean/photos/sub/a.jpg", "clean/a.jpg"]
+
+    def test_output_inside_the_input_is_not_walked(self) -> None:
+        Path("photos/clean").mkdir()
+        Path("photos/clean/a.jpg").touch()
+        assert "photos/clean/a.jpg" not in plan("photos", output="photos/clean")
+
+    def test_in_place(self) -> None:
+        assert plan("photos/a.jpg", output=None, in_place=True) == {"photos/a.jpg": "photos/a.jpg"}
+
+    @pytest.mark.parametrize(
+        ("inputs", "options", "message"),
+        [
+            (["photos/a.jpg", "photos/sub/a.jpg"], {}, "would both write"),
+            (["photos"], {"output": "photos"}, "would be overwritten"),
+            (["photos/a.jpg"], {"output": "photos/a.jpg"}, "would be overwritten"),
+            (["photos/a.jpg"], {"output": "photos/../photos"}, "would be overwritten"),
+            (["none.jpg"], {}, "no such file"),
+            (["photos/*.gif"], {}, "no picture matches"),
+            (["photos/a.jpg"], {"output": None}, "say where"),
+            (["photos/a.jpg"], {"in_place": True}, "leave out --output"),
+            (["photos/a.jpg"], {"output": None, "in_place": True, "suffix": "x"}, "keeps names"),
+            (["photos"], {"output": "-"}, "one picture"),
+            (["photos"], {"output": "one.png"}, "one file"),
+            (["-"], {}, "standard input needs"),
+            (["photos/a.jpg"], {"output": "-", "compare": True}, "second file"),
+            (["photos/a.jpg"], {"output": "a.png", "format": "JPEG"}, "contradict"),
+            (["photos/a.jpg"], {"suffix": "/../x"}, "separator"),
+        ],
+    )
+    def test_refusals(self, inputs: list[str], options: dict[str, object], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            plan(*inputs, **options)  # type: ignore[arg-type]
+
+    def test_two_formats_of_one_name(self) -> None:
+        Path("photos/a.png").touch()
+        with pytest.raises(UsageError, match="would both write"):
+            plan("photos", format="WEBP")
+
+    def test_compare_must_not_hit_another_output(self) -> None:
+        Path("photos/a_compare.jpg").touch()
+        with pytest.raises(UsageError, match="would both write"):
+            plan("photos", compare=True)
+
+    def test_an_empty_folder(self) -> None:
+        Path("empty").mkdir()
+        with pytest.raises(UsageError, match="no pictures found"):
+            plan("empty")

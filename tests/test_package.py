@@ -1,0 +1,33 @@
+"""Importing and asking for help are instant: nothing heavy is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import sapnet_cli
+
+HEAVY = ("torch", "cv2", "numpy", "PIL", "safetensors", "psutil")
+
+
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["--version"], ["derain", "--help"]])
+def test_nothing_heavy_is_imported(arguments: list[str] | None) -> None:
+    program = "import sys, sapnet_cli\n"
+    if arguments is not None:
+        program += f"sys.argv = ['sapnet', *{arguments!r}]\nfrom sapnet_cli.cli.app import main\n"
+        program += "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+    program += f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_version_and_lazy_interface() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "sapnet_cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == f"sapnet {sapnet_cli.__version__}"
+    assert sapnet_cli.Derainer.__name__ == "Derainer"
+    with pytest.raises(AttributeError, match="no attribute 'Rainer'"):
+        _ = sapnet_cli.Rainer  # type: ignore[attr-defined]

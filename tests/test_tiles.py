@@ -1,0 +1,44 @@
+"""Tiles share out the image, see enough around their cores, and have one size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sapnet_cli.engine.tiles import plan_tiles
+
+SIZES = [(1, 1), (255, 257), (256, 256), (300, 1000), (1443, 963), (129, 4000)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("tile", "overlap"), [(256, 64), (256, 0), (192, 64), (130, 64), (512, 32)])
+def test_cores_share_out_the_image(height: int, width: int, tile: int, overlap: int) -> None:
+    plan = plan_tiles(height, width, tile, overlap)
+    times = np.zeros((height, width), int)
+    for piece in plan.tiles:
+        times[piece.core] += 1
+        seen = plan.seen(piece)
+        assert times[seen].shape == plan.window == (min(tile, height), min(tile, width))
+        for axis, length in enumerate((height, width)):
+            core, window, inside = piece.core[axis], seen[axis], piece.core_in_window[axis]
+            assert core.start - window.start == inside.start
+            assert core.stop - core.start == inside.stop - inside.start > 0
+            assert window.start == 0 or core.start - window.start >= overlap
+            assert window.stop == length or window.stop - core.stop >= overlap
+        assert piece.area == np.prod([core.stop - core.start for core in piece.core])
+    assert (times == 1).all()
+
+
+def test_zero_is_the_whole_image() -> None:
+    assert len(plan_tiles(5000, 7000, 0, 0).tiles) == 1
+
+
+def test_no_more_tiles_than_needed() -> None:
+    assert len(plan_tiles(256, 256, 256, 64).tiles) == 1
+    assert len(plan_tiles(256, 384, 256, 64).tiles) == 2
+    assert len(plan_tiles(256, 385, 256, 64).tiles) == 3
+
+
+def test_overlap_must_leave_a_core() -> None:
+    with pytest.raises(ValueError, match="less than half"):
+        plan_tiles(1000, 1000, 128, 64)
