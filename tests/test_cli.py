@@ -143,6 +143,16 @@ def test_in_place_compare_and_format(photos: Path, tmp_path: Path, tiny: Path) -
     assert np.array_equal(compare[:, 68:], np.asarray(Image.open(tmp_path / "x" / "b.png")))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_text(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    name = os.fsencode(photos) + b"/caf\xe9 \xc3\xa9.png"
+    Path(os.fsdecode(name)).write_bytes((photos / "a.png").read_bytes())
+    result = run("derain", os.fsdecode(name), "-o", tmp_path / "clean", "-w", tiny, "--json")
+    assert result.returncode == 0, result.stderr
+    assert [os.fsencode(path.name) for path in (tmp_path / "clean").iterdir()] == [b"caf\xe9 \xc3\xa9.png"]
+    assert json.loads(result.stdout.splitlines()[0])["status"] == "done"
+
+
 def test_dry_run_does_nothing(photos: Path, tmp_path: Path) -> None:
     result = run("derain", photos, "-o", tmp_path / "clean", "--dry-run", "--json")
     assert result.returncode == 0

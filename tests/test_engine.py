@@ -74,8 +74,9 @@ def whole(default_model: SAPNet) -> NDArray[np.float32]:
 def test_tiles_look_like_the_whole(
     default_model: SAPNet, whole: NDArray[np.float32], tile: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # as if the picture were too large for one group of tiles, and for storing its features
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 3 * 256 * 256 * engine_module.VALUES_PER_PIXEL * 4)
+    # as if the picture were too large for storing its features, and for one group of its windows
+    monkeypatch.setattr(engine_module, "stored_bytes", lambda *arguments: 2**60)
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 5 * 256 * 256 * engine_module.VALUES_PER_PIXEL * 2)
     config = EngineConfig(device="cpu", precision="fp32", tile=tile, batch_size=batch)
     tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
     assert 255 * difference(tiled, whole) <= 2

@@ -132,15 +132,16 @@ def test_16_bits_from_other_programs() -> None:
     assert eight.mode == "L"
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
 @pytest.mark.parametrize(
     ("mode", "grey", "alpha"), [("L", True, False), ("LA", True, True), ("RGBA", False, True), ("1", True, False)]
 )
-def test_modes(mode: str, grey: bool, alpha: bool) -> None:
+def test_modes(mode: str, grey: bool, alpha: bool, image_format: str) -> None:
     rgba = Image.fromarray(np.dstack((random_pixels(20, 30), random_pixels(20, 30, seed=3)[..., :1])))
     image = rgba.convert(mode)
-    picture = decode(save(image, "PNG"))
+    picture = decode(save(image, image_format))
     assert (picture.grey, picture.alpha is not None) == (grey, alpha)
-    again = Image.open(io.BytesIO(encode(picture, "PNG")))
+    again = Image.open(io.BytesIO(encode(picture, image_format)))
     assert again.mode == ("L" if mode == "1" else mode)
     assert np.array_equal(np.asarray(again.convert("RGBA")), np.asarray(image.convert("RGBA")))
 
@@ -279,3 +280,10 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path: Path, monkeypatch:
         write_atomically(target, b"half")
     assert target.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_metadata_too_long_for_jpeg_do_not_cost_the_picture() -> None:
+    metadata = Metadata(exif=photo_exif().tobytes()[6:] + b"\0" * 70_000, xmp=b"x" * 70_000, icc_profile=PROFILE)
+    image = Image.open(io.BytesIO(encode(Picture(random_pixels(8, 8), metadata=metadata), "JPEG")))
+    assert image.info["icc_profile"] == PROFILE
+    assert "exif" not in image.info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -106,7 +107,7 @@ def derain(
     ] = False,
     max_megapixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger pictures as decompression bombs.", rich_help_panel=FILES)
-    ] = 512,
+    ] = 256,
     weights: Annotated[
         str, typer.Option("--weights", "-w", help="Registered name, or path of a file.", rich_help_panel=NETWORK)
     ] = DEFAULT_WEIGHTS,
@@ -196,6 +197,9 @@ def derain(
         if dry_run:
             _show_plan(jobs, existing, out)
             return
+
+        # idle OpenMP threads would spin, and starve decoding, encoding and whatever else the machine is doing
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
         from PIL import Image
 

@@ -9,14 +9,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -28,8 +29,10 @@ class Output:
     """
 
     def __init__(self, *, quiet: bool, verbose: bool, json_lines: bool) -> None:
+        from rich.logging import RichHandler
+
         self.quiet, self.verbose, self.json_lines = quiet, verbose, json_lines
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _standard_error()
         self._progress: Progress | None = None
         handler = RichHandler(console=self.console, show_time=False, show_path=False, markup=False)
         logger = logging.getLogger("sapnet_cli")
@@ -43,6 +46,8 @@ class Output:
         if self.quiet or not self.console.is_terminal:
             yield self
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -83,14 +88,19 @@ class Output:
     def json(self, record: Mapping[str, Any]) -> None:
         """One line of JSON on standard output, if the user asked for it."""
         if self.json_lines:
-            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(record) + "\n")
             sys.stdout.flush()
 
 
 def print_error(line: str, console: Console | None = None) -> None:
     """`error: ...` on standard error."""
-    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"error: {line}", markup=False, style="red")
+    (console or _standard_error()).print(f"error: {line}", markup=False, style="red")
+
+
+def _standard_error() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Terminated(BaseException):

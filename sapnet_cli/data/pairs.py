@@ -14,10 +14,29 @@ FOLDER_LAYOUTS = (("input", "target"), ("rainy", "gt"), ("rain", "norain"), ("ra
 
 @dataclass(frozen=True)
 class Pair:
-    """Paths of one rainy picture and of its ground truth."""
+    """Paths of one rainy picture and of its ground truth; the same path where one file holds both side by side.
+
+    Attributes:
+        rainy: the rainy picture.
+        clean: its ground truth.
+        clean_left: whether the clean half of a file that holds both is the left one.
+    """
 
     rainy: Path
     clean: Path
+    clean_left: bool = True
+
+
+def find_side_by_side(folder: Path, clean_left: bool) -> list[Pair]:
+    """Lists the pictures of a folder, each a rainy and a clean half side by side, in natural order.
+
+    Raises:
+        FileNotFoundError: the folder holds no pictures.
+    """
+    files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES] if folder.is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"{folder}: no pictures found")
+    return [Pair(path, path, clean_left) for path in sorted(files, key=_natural_order)]
 
 
 def find_pairs(folder: Path) -> list[Pair]:
@@ -42,6 +61,11 @@ def find_pairs(folder: Path) -> list[Pair]:
             if clean is not None:
                 pairs.append(Pair(rainy, clean))
         if pairs:
-            return sorted(pairs, key=lambda pair: [int(part) for part in re.findall(r"\d+", pair.rainy.stem)])
+            return sorted(pairs, key=lambda pair: _natural_order(pair.rainy))
     layouts = "input/ + target/, rainy/ + gt/, rain/ + norain/, or rain-*.png + norain-*.png"
     raise FileNotFoundError(f"{folder}: no rainy and clean pairs found; expected {layouts}")
+
+
+def _natural_order(path: Path) -> tuple[list[int], str]:
+    """Sorts 2.png before 10.png."""
+    return [int(digits) for digits in re.findall(r"\d+", path.stem)], path.name

@@ -37,8 +37,11 @@ CPU_BUDGET, GPU_SHARE = 2**30, 0.6
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
-STATISTICS_TILE, STATISTICS_OVERLAP = 256, 32
+STATISTICS_TILE, STATISTICS_OVERLAP = 256, 16
 """Windows that the shared statistics are estimated on: small, so that many of them pass the network together."""
+
+STALE, MOST_PASSES = 0.03, 3
+"""A group of windows passes again when the estimate has since moved by so much of its mean, and so often at most."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class Engine:
 
     def _plan(self, height: int, width: int) -> tuple[int, int]:
         """Tile, 0 for the whole image, and batch size for pictures of a size."""
-        affordable = self._affordable_pixels()
+        affordable = self._affordable_pixels(self.precision)
         tile, batch = self.config.tile, self.config.batch_size
         if tile is None:
             tile = 0
@@ -154,25 +157,28 @@ class Engine:
         free = free_memory(self.device)
         return free * GPU_SHARE if self.device.type == "cuda" else min(CPU_BUDGET, free / 4)
 
-    def _affordable_pixels(self) -> int:
-        return int(self._budget() / (VALUES_PER_PIXEL * self.precision.itemsize))
+    def _affordable_pixels(self, precision: torch.dtype) -> int:
+        return int(self._budget() / (VALUES_PER_PIXEL * precision.itemsize))
 
     def _derain_alike(self, images: Sequence[Pixels]) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
         tile, batch = self._plan(height, width)
+        # pixels of the groups that statistics are estimated on, which are in half precision where that is fast
+        room = max(batch * tile**2, self._affordable_pixels(choose_precision("auto", self.device)))
+        layerwise = stored_bytes(self._model(self.precision), height, width) <= self._budget()
         while True:
             try:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
                 if len(plan.tiles) == 1:
                     return [pixels for group in _groups(images, batch) for pixels in self._derain_whole(group)]
-                storable = stored_bytes(self._model(self.precision), height, width) <= self._budget()
-                if storable or self.config.tile_statistics == "exact":
+                if layerwise or self.config.tile_statistics == "exact":
                     return [self._derain_layerwise(image) for image in images]
-                return [self._derain_tiled(image, plan, batch) for image in images]
+                return [self._derain_tiled(image, plan, batch, room) for image in images]
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
+            layerwise, room = False, room // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if batch > 1:
@@ -188,8 +194,8 @@ class Engine:
     def _derain_whole(self, images: Sequence[Pixels]) -> list[Pixels]:
         return _to_pixels(self._forward(_to_tensor(images, self.device)), images[0].dtype)
 
-    def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int) -> Pixels:
-        vectors = self._estimate_vectors(image, plan, batch) if self._reference.config.attention else None
+    def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int) -> Pixels:
+        vectors = self._estimate_vectors(image, room) if self._reference.config.attention else None
         result = np.empty_like(image)
         for tiles in _groups(plan.tiles, batch):
             windows = [image[plan.seen(tile)] for tile in tiles]
@@ -210,23 +216,30 @@ class Engine:
         raise ImageError("the network gives values that are not finite for this image")
 
     @torch.inference_mode()
-    def _estimate_vectors(self, image: Pixels, plan: TilePlan, batch: int) -> list[Tensor]:
-        """Attention's pooled vectors for the whole image, from small windows that cover it, in scattered groups."""
+    def _estimate_vectors(self, image: Pixels, room: int) -> list[Tensor]:
+        """Attention's pooled vectors for the whole image, from small windows that cover it.
+
+        They pass in groups of at most `room` pixels, scattered over the image. The first groups know little of the rest
+        of the image, so they pass again. Means over so many pixels lose nothing in half precision.
+        """
         height, width = image.shape[:2]
         small = plan_tiles(height, width, STATISTICS_TILE, STATISTICS_OVERLAP)
-        pixels = max(batch * math.prod(plan.window), self._affordable_pixels())
-        size = max(1, pixels // math.prod(small.window))
         tiles = list(small.tiles)
         random.Random(0).shuffle(tiles)  # noqa: S311
-        groups = list(enumerate(_groups(tiles, size)))
-        # the first half knew less than half of the image when it passed, so it passes again
-        passes = groups + groups[: len(groups) // 2]
-        for precision in dict.fromkeys((self.precision, torch.float32)):
+        groups = list(_groups(tiles, max(1, room // math.prod(small.window))))
+        for precision in dict.fromkeys((choose_precision("auto", self.device), torch.float32)):
             pool = RunningPool()
-            for index, scattered in passes:
-                pool.begin(index, scattered)
-                windows = _to_tensor([image[small.seen(tile)] for tile in scattered], self.device)
+            waiting = list(range(len(groups)))
+            for _ in range(MOST_PASSES * len(groups)):
+                index = waiting.pop(0)
+                pool.begin(index, groups[index])
+                windows = _to_tensor([image[small.seen(tile)] for tile in groups[index]], self.device)
                 self._model(precision).stage_images(windows, self.stages, pool)
+                if not waiting:
+                    stalest, distance = pool.stalest()
+                    if not distance > STALE:  # or not a number
+                        break
+                    waiting.append(stalest)
             vectors = pool.vectors()
             if all(bool(torch.isfinite(vector).all()) for vector in vectors):
                 return vectors

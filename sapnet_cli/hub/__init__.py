@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +36,8 @@ def registered_weights() -> dict[str, RegisteredWeights]:
     Raises:
         CheckpointError: the registry is missing or damaged.
     """
+    import json
+
     folder = PACKAGED if PACKAGED.is_dir() else CHECKOUT
     try:
         entries = json.loads((folder / "registry.json").read_text(encoding="utf-8"))
@@ -59,6 +59,8 @@ def locate_weights(name: str) -> Path:
     Raises:
         CheckpointError: there are no such weights, or the registered file was changed.
     """
+    import hashlib
+
     registered = registered_weights()
     if name not in registered:
         if Path(name).is_file():

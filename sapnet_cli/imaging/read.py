@@ -14,7 +14,7 @@ from sapnet_cli.errors import ImageError
 from sapnet_cli.imaging.exif import upright, upright_xmp
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture, Samples
 
-MAX_MEGAPIXELS = 512
+MAX_MEGAPIXELS = 256
 
 # tags that describe how the pixels of a TIFF file are stored, not what they show
 TIFF_STRUCTURE = frozenset(
@@ -51,6 +51,8 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
+        if data[4:8] == b"ftyp" and "HEIF" not in Image.OPEN:
+            raise ImageError("HEIC needs a package that is not here: pip install 'sapnet-cli[heic]'") from error
         raise ImageError("not a picture that can be read, or its beginning is damaged") from error
     except Image.DecompressionBombError as error:
         raise ImageError("announces more pixels than is believable (a decompression bomb?)") from error

@@ -20,6 +20,7 @@ from sapnet_cli.imaging.read import register_heif
 JPEG_QUALITY = 95
 TEMPORARY_PREFIX = ".sapnet-"
 METADATA_CHUNKS = frozenset({b"iCCP", b"eXIf", b"iTXt", b"pHYs"})
+JPEG_SEGMENT = 65_000
 EXIF_PREFIX = b"Exif\0\0"
 XMP_TIFF_TAG, ICC_TIFF_TAG = 700, 34675
 
@@ -80,6 +81,12 @@ def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> byte
     image = Image.fromarray(_merge(picture))
     metadata = picture.metadata
     options: dict[str, Any] = {}
+    if image_format == "JPEG":  # whose segments are short; one that is too long would cost the picture
+        metadata = replace(
+            metadata,
+            exif=metadata.exif if len(metadata.exif or b"") <= JPEG_SEGMENT else None,
+            xmp=metadata.xmp if len(metadata.xmp or b"") <= JPEG_SEGMENT else None,
+        )
     if metadata.exif and image_format != "BMP":
         options["exif"] = EXIF_PREFIX + metadata.exif
     if profile := _profile(picture):

@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from sapnet_cli.data.crops import CropSampler, PairedPictures, read_pairs
-from sapnet_cli.data.pairs import find_pairs
+from sapnet_cli.data.crops import CropSampler, PairedPictures, Variety, read_pairs
+from sapnet_cli.data.pairs import Pair, find_pairs, find_side_by_side
 from sapnet_cli.training.loop import Trainer, TrainingConfig
 
 VALIDATION_SIDE = 256
@@ -16,7 +16,10 @@ VALIDATION_SIDE = 256
 def main() -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(prog="python -m sapnet_cli.training", description="Trains SAPNet on pairs.")
-    parser.add_argument("--data", type=Path, action="append", required=True, help="folder of pairs; may be repeated")
+    help_data = (
+        "folder of pairs, with @clean-left or @clean-right behind it where each file holds both; may be repeated"
+    )
+    parser.add_argument("--data", action="append", required=True, help=help_data)
     parser.add_argument(
         "--share", type=float, action="append", help="weight of each --data in a batch; equal if left out"
     )
@@ -24,6 +27,8 @@ def main() -> None:
     parser.add_argument("--val", type=Path, action="append", default=[], help="further pairs to validate on")
     parser.add_argument("--minutes", type=float, required=True, help="budget")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run; resumes if it holds one")
+    parser.add_argument("--faint", type=float, default=0.0, help="probability that a crop's rain is dimmed")
+    parser.add_argument("--fine", type=float, default=0.0, help="probability that a crop's rain is made finer")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     shares = arguments.share or [1.0] * len(arguments.data)
@@ -34,14 +39,19 @@ def main() -> None:
 
     sets, validation = [], {}
     for folder, count in zip(arguments.data, held_out):
-        pairs = find_pairs(folder)
+        pairs = _find(folder)
         sets.append(read_pairs(pairs[: len(pairs) - count]))
         if count:
-            validation[folder.name] = _corners(read_pairs(pairs[len(pairs) - count :]))
+            validation[Path(folder).name] = _corners(read_pairs(pairs[len(pairs) - count :]))
     for folder in arguments.val:
         validation[folder.name] = _corners(read_pairs(find_pairs(folder)))
-    sampler = CropSampler(sets, shares, arguments.seed)
+    sampler = CropSampler(sets, shares, arguments.seed, Variety(arguments.faint, arguments.fine))
     Trainer(TrainingConfig(arguments.minutes, seed=arguments.seed), sampler, arguments.output).run(validation)
+
+
+def _find(data: str) -> list[Pair]:
+    folder, _, halves = data.partition("@clean-")
+    return find_side_by_side(Path(folder), halves == "left") if halves else find_pairs(Path(folder))
 
 
 def _corners(paired: PairedPictures) -> PairedPictures:
