@@ -79,16 +79,24 @@ class _Work:
     derained: Picture | None = None
 
 
-def run_jobs(jobs: Sequence[Job], engine: Engine, options: FileOptions) -> Iterator[Record]:
+def run_jobs(
+    jobs: Sequence[Job], engine: Engine, options: FileOptions, report: Callable[[float], None]
+) -> Iterator[Record]:
     """Derains files, yielding a record for each in the order of the jobs.
 
     When the caller stops early or is interrupted, the files that are being written are finished, and nothing else.
+
+    Args:
+        jobs: what to do.
+        engine: computes.
+        options: how files are read and written.
+        report: is told how many pictures are computed, in fractions while a large one is under way.
     """
     readers = ThreadPoolExecutor(LOOKAHEAD, thread_name_prefix="decode")
     writers = ThreadPoolExecutor(LOOKAHEAD, thread_name_prefix="encode")
     try:
         decoded = _ahead(readers, partial(_read, options=options), jobs)
-        derained = _derain(decoded, engine)
+        derained = _derain(decoded, engine, report)
         yield from _ahead(writers, partial(_write, options=options), derained)
     finally:
         readers.shutdown(cancel_futures=True)
@@ -126,30 +134,46 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
     return _Work(job, picture, time.perf_counter() - start)
 
 
-def _derain(items: Iterable[_Work | Record], engine: Engine) -> Iterator[_Work | Record]:
+def _derain(
+    items: Iterable[_Work | Record], engine: Engine, report: Callable[[float], None]
+) -> Iterator[_Work | Record]:
     """Runs the engine, on several pictures at once where they are alike and it wants them so."""
+    computed = 0
+    for group in _groups_alike(items, engine):
+        if isinstance(group, Record):
+            yield group
+            computed += 1
+        else:
+            size, done = len(group), computed
+            yield from _derain_group(group, engine, lambda fraction: report(done + size * fraction))  # noqa: B023
+            computed += size
+        report(computed)
+
+
+def _groups_alike(items: Iterable[_Work | Record], engine: Engine) -> Iterator[list[_Work] | Record]:
     group: list[_Work] = []
     for item in items:
         if group and (isinstance(item, Record) or not _alike(group[0].rainy, item.rainy)):
-            yield from _derain_group(group, engine)
+            yield group
             group = []
         if isinstance(item, Record):
             yield item
             continue
         group.append(item)
         if len(group) >= engine.batch_size(*item.rainy.rgb.shape[:2]):
-            yield from _derain_group(group, engine)
+            yield group
             group = []
-    yield from _derain_group(group, engine)
+    if group:
+        yield group
 
 
-def _derain_group(group: Sequence[_Work], engine: Engine) -> list[_Work | Record]:
+def _derain_group(group: Sequence[_Work], engine: Engine, report: Callable[[float], None]) -> list[_Work | Record]:
     start = time.perf_counter()
     try:
-        results = engine.derain_batch([work.rainy.rgb for work in group])
+        results = engine.derain_batch([work.rainy.rgb for work in group], report)
     except (SapnetError, RuntimeError, MemoryError) as error:
         if len(group) > 1:
-            return [result for work in group for result in _derain_group([work], engine)]
+            return [result for work in group for result in _derain_group([work], engine, report)]
         log.debug("failed", exc_info=True)
         known = isinstance(error, SapnetError)
         reason = str(error) if known else f"unexpected {type(error).__name__}: {str(error).splitlines()[0]}"

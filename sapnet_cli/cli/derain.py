@@ -223,7 +223,8 @@ def derain(
         start = time.perf_counter()
         counts: Counter[str] = Counter(done=0, skipped=0, failed=0)
         with out.progress(len(jobs)):
-            for record in run_jobs(jobs, derainer.engine, FileOptions(existing.value, quality, max_megapixels)):
+            file_options = FileOptions(existing.value, quality, max_megapixels)
+            for record in run_jobs(jobs, derainer.engine, file_options, out.computed):
                 counts[record.status] += 1
                 _report(record, out)
         seconds = time.perf_counter() - start
@@ -280,7 +281,7 @@ def _report(record: Record, out: Output) -> None:
     for note in record.notes:
         out.warn(f"{job.source_name}: {note}")
     size = "" if record.size is None else f"{record.size[0]}x{record.size[1]}, {record.seconds:.2f} s"
-    out.advance(f"{job.source_name} -> {job.target_name}: {record.status}" + (f" ({size})" if size else ""))
+    out.finished(f"{job.source_name} -> {job.target_name}: {record.status}" + (f" ({size})" if size else ""))
     fields: dict[str, Any] = {
         "input": job.source_name,
         "output": job.target_name,

@@ -42,7 +42,7 @@ class Output:
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Output]:
-        """Shows a bar on a terminal while pictures are worked on; `advance` moves it."""
+        """Shows a bar on a terminal while pictures are worked on; `computed` moves it."""
         if self.quiet or not self.console.is_terminal:
             yield self
             return
@@ -60,14 +60,16 @@ class Output:
             yield self
         self._progress = None
 
-    def advance(self, line: str) -> None:
-        """One picture is finished."""
+    def computed(self, pictures: float) -> None:
+        """So many pictures are computed, the one under way in part."""
         if self._progress is not None:
             task = self._progress.tasks[0]
-            rate = (task.completed + 1) / max(task.elapsed or 0.0, 1e-6)
-            self._progress.update(
-                task.id, advance=1, rate=f"{rate:.2f} images/s" if rate >= 1 else f"{1 / rate:.1f} s/image"
-            )
+            rate = pictures / max(task.elapsed or 0.0, 1e-6)
+            shown = f"{rate:.2f} images/s" if rate >= 1 else f"{1 / rate:.1f} s/image" if rate else ""
+            self._progress.update(task.id, completed=pictures, rate=shown)
+
+    def finished(self, line: str) -> None:
+        """One picture is written, or given up."""
         if self._progress is None or self.verbose:
             self.info(line)
 

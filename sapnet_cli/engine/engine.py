@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -26,6 +26,9 @@ Pixels: TypeAlias = NDArray[Any]
 """(H, W, 3) RGB: uint8, uint16, or float32 in [0, 1]."""
 
 Item = TypeVar("Item")
+
+Report: TypeAlias = Callable[[float], None]
+"""Is told how much of the pictures at hand is computed, 0 to 1."""
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +121,16 @@ class Engine:
         """
         return self.derain_batch([image])[0]
 
-    def derain_batch(self, images: Sequence[Pixels]) -> list[Pixels]:
-        """Derains several pictures; neighbours of one size share a forward. Arguments and errors as for `derain`."""
+    def derain_batch(self, images: Sequence[Pixels], report: Report | None = None) -> list[Pixels]:
+        """Derains several pictures; neighbours of one size share a forward.
+
+        Args:
+            images: each as for `derain`.
+            report: is told of the progress, which takes minutes for a large picture.
+
+        Returns:
+            New arrays, as from `derain`, which raises the same errors.
+        """
         for image in images:
             _check(image)
         results: list[Pixels] = []
@@ -129,7 +140,8 @@ class Engine:
             stop = start + 1
             while stop < min(start + self.batch_size(*first.shape[:2]), len(images)) and _alike(first, images[stop]):
                 stop += 1
-            results += self._derain_alike(images[start:stop])
+            group = images[start:stop]
+            results += self._derain_alike(group, _part(report, start / len(images), stop / len(images)))
         return results
 
     def batch_size(self, height: int, width: int) -> int:
@@ -160,7 +172,7 @@ class Engine:
     def _affordable_pixels(self, precision: torch.dtype) -> int:
         return int(self._budget() / (VALUES_PER_PIXEL * precision.itemsize))
 
-    def _derain_alike(self, images: Sequence[Pixels]) -> list[Pixels]:
+    def _derain_alike(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
         tile, batch = self._plan(height, width)
@@ -173,12 +185,11 @@ class Engine:
                 if len(plan.tiles) == 1:
                     return [pixels for group in _groups(images, batch) for pixels in self._derain_whole(group)]
                 if layerwise or self.config.tile_statistics == "exact":
-                    return [self._derain_layerwise(image) for image in images]
-                return [self._derain_tiled(image, plan, batch, room) for image in images]
+                    return [self._derain_layerwise(image, report) for image in images]
+                return [self._derain_tiled(image, plan, batch, room, report) for image in images]
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-            layerwise, room = False, room // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if batch > 1:
@@ -189,34 +200,38 @@ class Engine:
                 raise OutOfMemoryError(
                     "not even a small tile fits into memory; close other programs or use --device cpu"
                 )
+            layerwise, room = False, batch * tile**2
             log.warning("out of memory: trying again with tiles of %d px in batches of %d", tile, batch)
 
     def _derain_whole(self, images: Sequence[Pixels]) -> list[Pixels]:
         return _to_pixels(self._forward(_to_tensor(images, self.device)), images[0].dtype)
 
-    def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int) -> Pixels:
-        vectors = self._estimate_vectors(image, room) if self._reference.config.attention else None
-        result = np.empty_like(image)
-        for tiles in _groups(plan.tiles, batch):
+    def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
+        vectors, begin = None, 0.0
+        if self._reference.config.attention:
+            vectors, begin = self._estimate_vectors(image, room, _part(report, 0, 0.5)), 0.5
+        result, report = np.empty_like(image), _part(report, begin, 1)
+        for index, tiles in enumerate(_groups(plan.tiles, batch)):
             windows = [image[plan.seen(tile)] for tile in tiles]
             derained = _to_pixels(self._forward(_to_tensor(windows, self.device), vectors), image.dtype)
             for tile, pixels in zip(tiles, derained):
                 result[tile.core] = pixels[tile.core_in_window]
+            report(min(1.0, (index + 1) * batch / len(plan.tiles)))
         return result
 
     @torch.inference_mode()
-    def _derain_layerwise(self, image: Pixels) -> Pixels:
+    def _derain_layerwise(self, image: Pixels, report: Report) -> Pixels:
         def read_rainy(start: int, stop: int) -> Tensor:
             return _to_tensor([image[start:stop]], self.device)
 
         for precision in dict.fromkeys((self.precision, torch.float32)):
-            estimate = LayerwiseForward(self._model(precision), read_rainy, *image.shape[:2]).run(self.stages)
+            estimate = LayerwiseForward(self._model(precision), read_rainy, *image.shape[:2]).run(self.stages, report)
             if bool(torch.isfinite(estimate).all()):
                 return _to_pixels(estimate.clamp_(0, 1), image.dtype)[0]
         raise ImageError("the network gives values that are not finite for this image")
 
     @torch.inference_mode()
-    def _estimate_vectors(self, image: Pixels, room: int) -> list[Tensor]:
+    def _estimate_vectors(self, image: Pixels, room: int, report: Report) -> list[Tensor]:
         """Attention's pooled vectors for the whole image, from small windows that cover it.
 
         They pass in groups of at most `room` pixels, scattered over the image. The first groups know little of the rest
@@ -230,7 +245,8 @@ class Engine:
         for precision in dict.fromkeys((choose_precision("auto", self.device), torch.float32)):
             pool = RunningPool()
             waiting = list(range(len(groups)))
-            for _ in range(MOST_PASSES * len(groups)):
+            for passes in range(MOST_PASSES * len(groups)):
+                report(min(1.0, passes / len(groups)))
                 index = waiting.pop(0)
                 pool.begin(index, groups[index])
                 windows = _to_tensor([image[small.seen(tile)] for tile in groups[index]], self.device)
@@ -261,6 +277,11 @@ class Engine:
             model = copy.deepcopy(self._reference).to(self.device, precision)
             self._models[precision] = model.to(memory_format=torch.channels_last).eval()
         return self._models[precision]
+
+
+def _part(report: Report | None, begin: float, end: float) -> Report:
+    """What a part of the work is given to report to, when it stretches from `begin` to `end` of the whole."""
+    return (lambda fraction: None) if report is None else lambda fraction: report(begin + (end - begin) * fraction)
 
 
 def _groups(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -72,12 +72,16 @@ class LayerwiseForward:
         self.hidden, self.cell, self.first, self.second, self.features = planes
         self.estimate = torch.empty(1, 3, height, width)
 
-    def run(self, stages: int) -> Tensor:
-        """The estimate after `stages` units, not clamped: (1, 3, H, W), float32, on the CPU."""
+    def run(self, stages: int, report: Callable[[float], None]) -> Tensor:
+        """The estimate after `stages` units, not clamped: (1, 3, H, W), float32, on the CPU.
+
+        `report` is told of the progress, 0 to 1.
+        """
         for stage in range(stages):
             self._remember(first_unit=stage == 0)
             source = self.hidden
-            for block in self.model.blocks:
+            for index, block in enumerate(self.model.blocks):
+                report((stage + index / len(self.model.blocks)) / stages)
                 self._block(cast(DilatedResidualBlock, block), source)
                 source = self.features
             for start, stop in self._strips():
