@@ -31,11 +31,12 @@ class Derainer:
 
     Pictures may be
 
-    - NumPy arrays: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), grey, RGB or RGBA; uint8, uint16, or floats in [0, 1];
-    - PIL images of mode L, LA, RGB, RGBA or I;16;
+    - NumPy arrays: (H, W) or (H, W, 1 to 4), grey, grey and alpha, RGB or RGBA; uint8, uint16, or floats in [0, 1];
+    - PIL images of mode L, LA, RGB, RGBA or I;16; palette, CMYK and the like come back as RGB or RGBA;
     - tensors: (3, H, W) or (B, 3, H, W), RGB; uint8, or floats in [0, 1]; on any device.
 
-    What comes back is new, and of the same type, size, dtype or mode, and device. Alpha passes through untouched.
+    What comes back is new, and of the same type, size, dtype or mode, and device. Alpha passes through untouched, as
+    does what a PIL image holds in `info`.
     Arrays and PIL images are taken as they are: an EXIF orientation is the caller's business.
     """
 
@@ -44,10 +45,10 @@ class Derainer:
         weights: str | Path = DEFAULT_WEIGHTS,
         device: str = "auto",
         precision: str = "auto",
-        tile: int | None = None,
+        tile: int | Literal["auto"] = "auto",
         overlap: int = 64,
         stages: int | None = None,
-        batch_size: int | None = None,
+        batch_size: int | Literal["auto"] = "auto",
         tile_statistics: Literal["shared", "exact"] = "shared",
     ) -> None:
         """Loads the weights; the other arguments are those of `EngineConfig`.
@@ -56,10 +57,10 @@ class Derainer:
             weights: a registered name or the path of a file.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             precision: `auto`, `fp32`, `bf16` or `fp16`.
-            tile: side of a tile in pixels, its context included; None for auto, 0 for the whole image at once.
+            tile: side of a tile in pixels, its context included; `auto`, or 0 for the whole image at once.
             overlap: context on each side of a tile, in pixels.
             stages: progressive units to run, None for all.
-            batch_size: tiles, or pictures of one size, in one forward; None for auto.
+            batch_size: tiles, or pictures of one size, in one forward; or `auto`.
             tile_statistics: `shared` or `exact`.
 
         Raises:
@@ -80,9 +81,19 @@ class Derainer:
 
     def derain_batch(self, images: Sequence[Picture]) -> list[Picture]:
         """Derains several pictures; neighbours of one size and dtype are computed together. Errors as for `derain`."""
+        images = [_plain(image) if isinstance(image, Image.Image) else image for image in images]
         planes = [_to_planes(image) for image in images]
         results = iter(self.engine.derain_batch([rgb for group in planes for rgb in group]))
         return [_from_pixels(image, [next(results) for _ in group]) for image, group in zip(images, planes)]
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """A PIL image in one of the modes that can be derained."""
+    if image.mode in ("L", "LA", "RGB", "RGBA", "I;16"):
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ImageError(f"PIL mode {image.mode} is not supported; convert it to L or I;16")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _to_planes(image: NDArray[Any] | Image.Image | Tensor) -> list[Pixels]:
@@ -95,8 +106,6 @@ def _to_planes(image: NDArray[Any] | Image.Image | Tensor) -> list[Pixels]:
         batch = image.detach().reshape(-1, *image.shape[-3:]).permute(0, 2, 3, 1).cpu()
         return list((batch if image.dtype == torch.uint8 else batch.float()).contiguous().numpy())
     if isinstance(image, Image.Image):
-        if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
-            raise ImageError(f"PIL mode {image.mode} is not one of L, LA, RGB, RGBA, I;16; convert it first")
         if image.mode in ("L", "LA", "RGBA"):
             image = image.convert("RGB")
         return _to_planes(np.asarray(image))
@@ -104,13 +113,13 @@ def _to_planes(image: NDArray[Any] | Image.Image | Tensor) -> list[Pixels]:
         raise ImageError(f"expected a NumPy array, a PIL image or a tensor, got {type(image).__name__}")
     if image.ndim == 2:
         image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise ImageError(f"expected an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}")
+    if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
+        raise ImageError(f"expected an array of shape (H, W) or (H, W, 1 to 4), got {image.shape}")
     if image.dtype in FLOAT_DTYPES:
         image = image.astype(np.float32)
     elif image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"expected uint8, uint16 or floats in [0, 1], got {image.dtype}")
-    rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
+    rgb = np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
     return [np.ascontiguousarray(rgb)]
 
 
@@ -121,14 +130,16 @@ def _from_pixels(image: Picture, results: Sequence[Pixels]) -> Picture:
         return batch.reshape(image.shape).to(image.device, image.dtype)
     rgb = results[0]
     if isinstance(image, Image.Image):
-        if image.mode == "I;16":
-            return Image.fromarray(luma(rgb))
-        result = Image.fromarray(rgb).convert("L" if image.mode in ("L", "LA") else "RGB")
+        result = Image.fromarray(luma(rgb) if image.mode in ("L", "LA", "I;16") else rgb)
+        result.info = dict(image.info)
         if image.mode in ("LA", "RGBA"):
             result.putalpha(image.getchannel("A"))
         return result
-    if image.ndim == 2 or image.shape[2] == 1:
-        return luma(rgb).astype(image.dtype).reshape(image.shape)
     array = image.copy()
-    array[..., :3] = rgb
+    if image.ndim == 2:
+        array[:] = luma(rgb)
+    elif image.shape[2] < 3:
+        array[..., 0] = luma(rgb)
+    else:
+        array[..., :3] = rgb
     return array

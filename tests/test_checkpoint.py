@@ -131,11 +131,25 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "pwned").exists()
 
 
-def test_released_gates_of_unequal_shape(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("conv_f.0.weight", None, "conv_f.0.weight is missing"),
+        ("res_conv3.4.conv_du.0.weight", None, "res_conv3.4.conv_du.0.weight is missing"),
+        ("conv_f.0.weight", torch.zeros(32, 60, 3, 3), r"conv_f.0.weight has shape \(32, 60, 3, 3\)"),
+        ("conv_o.0.bias", torch.full((32,), float("inf")), "conv_o.0.bias holds values that are not finite"),
+        ("res_conv1.2.weight", torch.zeros(1), "res_conv1.2.weight does not belong"),
+    ],
+)
+def test_spoilt_released_tensors_are_named_as_released(
+    name: str, tensor: Tensor | None, message: str, tmp_path: Path
+) -> None:
     state = released_names(SAPNet())
-    state["module.conv_f.0.weight"] = torch.zeros(32, 60, 3, 3)
+    state.pop(f"module.{name}", None)
+    if tensor is not None:
+        state[f"module.{name}"] = tensor
     torch.save(state, tmp_path / "net.pth")
-    with pytest.raises(CheckpointError, match="conv_f"):
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "net.pth")
 
 

@@ -23,17 +23,17 @@ def derainer(tmp_path_factory: pytest.TempPathFactory) -> Derainer:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
-@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+@pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
 def test_arrays(derainer: Derainer, dtype: str, channels: int | None) -> None:
     base = random_pixels(18, 25, dtype if dtype.startswith("uint") else "float32").astype(dtype)
-    image = {None: base[..., 0], 1: base[..., :1], 3: base, 4: np.dstack((base, base[..., 1]))}[channels]
+    image = np.dstack((base, base[..., 1]))[..., slice(channels)] if channels else base[..., 0]
     before = image.copy()
     derained = derainer.derain(image)
     assert (derained.shape, derained.dtype) == (image.shape, image.dtype)
     assert np.array_equal(image, before)
     assert not np.array_equal(derained, image)
-    if channels == 4:
-        assert np.array_equal(derained[..., 3], image[..., 3])
+    if channels in (2, 4):
+        assert np.array_equal(derained[..., -1], image[..., -1])
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
@@ -42,11 +42,19 @@ def test_pil_images(derainer: Derainer, mode: str) -> None:
         image = Image.fromarray(random_pixels(18, 25, "uint16")[..., 0])
     else:
         image = Image.fromarray(random_pixels(18, 25)).convert(mode)
+    image.info["icc_profile"] = b"a profile"
     derained = derainer.derain(image)
+    assert derained.info == image.info
     assert isinstance(derained, Image.Image)
     assert (derained.mode, derained.size) == (image.mode, image.size)
     if mode in ("LA", "RGBA"):
         assert derained.getchannel("A").tobytes() == image.getchannel("A").tobytes()
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("P", "RGB"), ("CMYK", "RGB"), ("1", "RGB"), ("PA", "RGBA")])
+def test_pil_images_of_other_modes(derainer: Derainer, mode: str, expected: str) -> None:
+    image = Image.fromarray(random_pixels(18, 25)).convert("P" if mode == "PA" else mode).convert(mode)
+    assert derainer.derain(image).mode == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -77,11 +85,11 @@ def test_batch_keeps_the_order(derainer: Derainer) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 2), np.uint8), "shape"),
+        (np.zeros((4, 4, 5), np.uint8), "shape"),
         (np.zeros((4, 4, 3), np.int64), "int64"),
         (torch.zeros(1, 4, 4), "shape"),
         (torch.zeros(3, 4, 4, dtype=torch.int32), "int32"),
-        (Image.new("P", (4, 4)), "PIL mode P"),
+        (Image.new("F", (4, 4)), "PIL mode F"),
         ("photo.jpg", "expected a NumPy array"),
     ],
 )

@@ -70,9 +70,9 @@ def whole(default_model: SAPNet) -> NDArray[np.float32]:
     return Engine(default_model, EngineConfig(device="cpu", precision="fp32", tile=0)).derain(image)
 
 
-@pytest.mark.parametrize(("tile", "batch"), [(256, 1), (256, 4), (320, None)])
+@pytest.mark.parametrize(("tile", "batch"), [(256, 1), (256, 4), (320, "auto")])
 def test_tiles_look_like_the_whole(
-    default_model: SAPNet, whole: NDArray[np.float32], tile: int, batch: int, monkeypatch: pytest.MonkeyPatch
+    default_model: SAPNet, whole: NDArray[np.float32], tile: int, batch: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as if the picture were too large for storing its features, and for one group of its windows
     monkeypatch.setattr(engine_module, "stored_bytes", lambda *arguments: 2**60)
@@ -211,6 +211,7 @@ def test_senseless_pictures(image: NDArray[np.generic], message: str) -> None:
         ({"tile": -1}, "tile -1"),
         ({"overlap": -1}, "overlap -1"),
         ({"batch_size": 0}, "batch size 0"),
+        ({"tile": "large"}, "tile 'large'"),
         ({"tile_statistics": "none"}, "neither"),
         ({"stages": 3}, "1 to 2"),
         ({"stages": 0}, "1 to 2"),

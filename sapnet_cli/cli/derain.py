@@ -211,10 +211,10 @@ def derain(
             weights=weights,
             device=device,
             precision=precision.value,
-            tile=None if tile == "auto" else int(tile),
+            tile="auto" if tile == "auto" else int(tile),
             overlap=overlap,
             stages=stages,
-            batch_size=None if batch_size == "auto" else int(batch_size),
+            batch_size="auto" if batch_size == "auto" else int(batch_size),
             tile_statistics=tile_statistics.value,
         )
         if verbose:

@@ -54,9 +54,9 @@ class EngineConfig:
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
-        tile: side of the square window that the network sees at once, in pixels; None for auto, 0 for the whole image.
+        tile: side of the square window that the network sees at once, in pixels; `auto`, or 0 for the whole image.
         overlap: context on each side of a tile that is computed and thrown away, in pixels.
-        batch_size: tiles, or small images of one size, in one forward; None for auto.
+        batch_size: tiles, or small images of one size, in one forward; or `auto`.
         stages: progressive dilated units to run; None for as many as the network was trained with.
         tile_statistics: where attention's pooled vectors come from when an image is tiled: `shared` estimates them
             for the whole image from its tiles, `exact` computes them layer by layer over the whole image, as is
@@ -65,25 +65,25 @@ class EngineConfig:
 
     device: str = "auto"
     precision: str = "auto"
-    tile: int | None = None
+    tile: int | Literal["auto"] = "auto"
     overlap: int = 64
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
     stages: int | None = None
     tile_statistics: Literal["shared", "exact"] = "shared"
 
     def __post_init__(self) -> None:
         """Refuses values that make no sense, with a `UsageError`."""
-        if self.tile is not None and self.tile < 0:
-            raise UsageError(f"tile {self.tile} is neither auto, 0 (the whole image) nor a side in pixels")
+        if self.tile != "auto" and not (isinstance(self.tile, int) and self.tile >= 0):
+            raise UsageError(f"tile {self.tile!r} is neither auto, 0 (the whole image) nor a side in pixels")
         if self.overlap < 0:
             raise UsageError(f"overlap {self.overlap} is negative")
-        if self.tile and 2 * self.overlap >= self.tile:
+        if self.tile != "auto" and self.tile and 2 * self.overlap >= self.tile:
             raise UsageError(
                 f"an overlap of {self.overlap} on each side leaves nothing of a tile of {self.tile}; "
                 "use a tile of more than twice the overlap"
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch size {self.batch_size} is neither auto nor at least 1")
+        if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size >= 1):
+            raise UsageError(f"batch size {self.batch_size!r} is neither auto nor at least 1")
         if self.tile_statistics not in ("shared", "exact"):
             raise UsageError(f"tile statistics {self.tile_statistics!r} are neither 'shared' nor 'exact'")
 
@@ -152,16 +152,19 @@ class Engine:
     def _plan(self, height: int, width: int) -> tuple[int, int]:
         """Tile, 0 for the whole image, and batch size for pictures of a size."""
         affordable = self._affordable_pixels(self.precision)
-        tile, batch = self.config.tile, self.config.batch_size
-        if tile is None:
+        together = 1 if self.config.batch_size == "auto" else self.config.batch_size
+        if self.config.tile != "auto":
+            tile = self.config.tile
+        elif height * width <= affordable // together:
             tile = 0
-            if height * width > affordable // (batch or 1):
-                side = int((affordable / (batch or 1)) ** 0.5) // 32 * 32
-                tile = max(min(side, LARGEST_TILE), SMALLEST_TILE, 3 * self.config.overlap)
-        if batch is None:
-            window = min(height, tile or height) * min(width, tile or width)
-            # a CPU gains nothing from a second window beside the first
-            batch = 1 if self.device.type == "cpu" else max(1, min(64, affordable // window))
+        else:
+            side = int((affordable / together) ** 0.5) // 32 * 32
+            tile = max(min(side, LARGEST_TILE), SMALLEST_TILE, 3 * self.config.overlap)
+        if self.config.batch_size != "auto":
+            return tile, self.config.batch_size
+        window = min(height, tile or height) * min(width, tile or width)
+        # a CPU gains nothing from a second window beside the first
+        batch = 1 if self.device.type == "cpu" else max(1, min(64, affordable // window))
         return tile, batch
 
     def _budget(self) -> float:

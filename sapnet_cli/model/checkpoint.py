@@ -26,6 +26,8 @@ from sapnet_cli.model.sapnet import PRENET, SAPNET, SAPNet, SAPNetConfig
 CONFIG_KEY = "sapnet_config"
 """Entry of a safetensors file's metadata that holds the configuration as JSON."""
 
+RELEASED_PREFIX = "module."
+
 MAX_BYTES = 256 * 1024**2
 """No network of this family comes near; a larger file is something else and is not read into memory."""
 
@@ -112,73 +114,66 @@ def _read_released(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged PyTorch file; fetch or copy it again") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: not a plain table of tensors; pass the network's state_dict")
-    state = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-    return _rename_released(state) if "conv0.0.weight" in state else state
-
-
-def _rename_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Translates the released names to ours and fuses the gates, leaving what it does not know under its own name."""
-    renamed: dict[str, Tensor] = {}
-    gates: dict[str, dict[str, Tensor]] = {"weight": {}, "bias": {}}
-    layers = {"0": "conv1", "3": "conv2", "1": "attention1", "4": "attention2"}
-    if not any(".conv_1_1." in name for name in state):  # PReNet: no attention between the convolutions
-        layers = {"0": "conv1", "2": "conv2"}
-    parts = {"conv_1_1": "direct", "conv_du.0": "squeeze", "conv_du.2": "expand"}
-    for name, tensor in state.items():
-        if match := re.fullmatch(r"conv0\.0\.(weight|bias)", name):
-            renamed[f"embed.{match[1]}"] = tensor
-        elif match := re.fullmatch(r"conv\.0\.(weight|bias)", name):
-            renamed[f"project.{match[1]}"] = tensor
-        elif match := re.fullmatch(r"conv_([ifgo])\.0\.(weight|bias)", name):
-            gates[match[2]][match[1]] = tensor
-        elif (match := re.fullmatch(r"res_conv(\d+)\.(\d)\.(weight|bias)", name)) and match[2] in layers:
-            renamed[f"blocks.{int(match[1]) - 1}.{layers[match[2]]}.{match[3]}"] = tensor
-        elif (match := re.fullmatch(r"res_conv(\d+)\.(\d)\.(conv_1_1|conv_du\.[02])\.weight", name)) and match[
-            2
-        ] in layers:
-            renamed[f"blocks.{int(match[1]) - 1}.{layers[match[2]]}.{parts[match[3]]}.weight"] = tensor
-        else:
-            renamed[name] = tensor
-    for kind, tensors in gates.items():
-        shapes = {tuple(tensor.shape) for tensor in tensors.values()}
-        if len(tensors) == 4 and len(shapes) == 1:
-            renamed[f"gates.{kind}"] = torch.cat([tensors[gate] for gate in "igof"])
-        elif len(tensors) == 4:
-            raise CheckpointError(f"conv_i, conv_f, conv_g and conv_o differ in the shape of their {kind}")
-    return renamed
+    return {str(name).removeprefix(RELEASED_PREFIX): tensor for name, tensor in content.items()}
 
 
 def _infer_config(state: Mapping[str, Tensor], path: Path) -> SAPNetConfig:
-    embed = state.get("embed.weight")
+    """The configuration that the tensors' shapes tell, under our names or the released ones."""
+    embed = state.get("embed.weight", state.get("conv0.0.weight"))
     if embed is None or embed.dim() != 4 or embed.shape[1:] != (6, 3, 3):
         raise CheckpointError(f"{path}: not weights of SAPNet or PReNet (no 6-channel 3x3 convolution at their start)")
     channels = embed.shape[0]
-    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
-    squeeze = state.get("blocks.0.attention1.squeeze.weight")
-    base = PRENET if squeeze is None else SAPNET
-    count = len(blocks) or len(base.dilations)
+    blocks = {match[1] for name in state if (match := re.match(r"(?:blocks\.|res_conv)(\d+)\.", name))}
+    squeezes = [tensor for name, tensor in state.items() if name.endswith((".squeeze.weight", ".conv_du.0.weight"))]
+    base = SAPNET if squeezes else PRENET
+    count = min(len(blocks), 16) or len(base.dilations)
     # a convolution's shape does not tell its dilation: the published ones are 1, 2, 4, ... with attention, 1 without
-    dilations = tuple(2**index if squeeze is not None else 1 for index in range(min(count, 16)))
-    reduction = channels // max(1, squeeze.shape[0]) if squeeze is not None and squeeze.dim() else base.reduction
-    return SAPNetConfig(base.stages, channels, dilations, squeeze is not None, max(1, reduction))
+    dilations = tuple(2**index if base.attention else 1 for index in range(count))
+    bottleneck = squeezes[0].shape[0] if squeezes and squeezes[0].dim() else 0
+    reduction = channels // bottleneck if 0 < bottleneck <= channels else base.reduction
+    return SAPNetConfig(base.stages, channels, dilations, base.attention, reduction)
 
 
-def _build(state: dict[str, Tensor], config: SAPNetConfig | None, path: Path) -> SAPNet:
+def _released_names(name: str, config: SAPNetConfig) -> tuple[str, ...]:
+    """What the authors called one of our tensors; the gates were four convolutions then."""
+    first, *rest = name.split(".")
+    if first == "gates":
+        return tuple(f"conv_{gate}.0.{rest[0]}" for gate in "igof")
+    if first != "blocks":
+        return (f"{ {'embed': 'conv0', 'project': 'conv'}[first] }.0.{rest[0]}",)
+    index, layer, *tail = rest
+    layers = (
+        {"conv1": 0, "attention1": 1, "conv2": 3, "attention2": 4} if config.attention else {"conv1": 0, "conv2": 2}
+    )
+    parts = {"direct": "conv_1_1", "squeeze": "conv_du.0", "expand": "conv_du.2"}
+    return (".".join([f"res_conv{int(index) + 1}", str(layers[layer]), *(parts.get(part, part) for part in tail)]),)
+
+
+def _build(state: Mapping[str, Tensor], config: SAPNetConfig | None, path: Path) -> SAPNet:
     config = config or _infer_config(state, path)
     with torch.device("meta"):
         model = SAPNet(config)
     expected = model.state_dict()
-    for name in expected.keys() - state.keys():
-        raise CheckpointError(f"{path}: the tensor {name} is missing")
-    for name in state.keys() - expected.keys():
+    released = "conv0.0.weight" in state
+    names = {name: _released_names(name, config) if released else (name,) for name in expected}
+    tensors: dict[str, Tensor] = {}
+    for name, pieces in names.items():
+        shape = (expected[name].shape[0] // len(pieces), *expected[name].shape[1:])
+        tensors[name] = torch.cat([_checked(state, piece, shape, path) for piece in pieces]).float()
+    for name in state.keys() - {piece for pieces in names.values() for piece in pieces}:
         raise CheckpointError(f"{path}: the tensor {name} does not belong to SAPNet")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            raise CheckpointError(f"{path}: the tensor {name} has shape {shapes}")
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: the tensor {name} holds {tensor.dtype}, not floating point")
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: the tensor {name} holds values that are not finite")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _checked(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    tensor = state.get(name)
+    if tensor is None:
+        raise CheckpointError(f"{path}: the tensor {name} is missing")
+    if tensor.shape != shape:
+        raise CheckpointError(f"{path}: the tensor {name} has shape {tuple(tensor.shape)} instead of {shape}")
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{path}: the tensor {name} holds {tensor.dtype}, not floating point")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{path}: the tensor {name} holds values that are not finite")
+    return tensor
