@@ -176,7 +176,7 @@ def _derain_group(group: Sequence[_Work], engine: Engine, report: Callable[[floa
             return [result for work in group for result in _derain_group([work], engine, report)]
         log.debug("failed", exc_info=True)
         known = isinstance(error, SapnetError)
-        reason = str(error) if known else f"unexpected {type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = str(error) if known else f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         work = group[0]
         return [Record(work.job, "failed", work.rainy.size, work.seconds, reason)]
     seconds = (time.perf_counter() - start) / max(1, len(group))

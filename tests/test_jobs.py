@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ class TestPlan:
         Path("photos/clean").mkdir()
         Path("photos/clean/a.jpg").touch()
         assert "photos/clean/a.jpg" not in plan("photos", output="photos/clean")
+
+    def test_a_locked_folder_fails_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = os.scandir
+
+        def scandir(path: str) -> object:
+            if str(path).endswith("sub"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        assert plan("photos") == {
+            "photos/a.jpg": "clean/a.jpg",
+            "photos/b.PNG": "clean/b.PNG",
+            "photos/sub": "clean/sub",
+        }
 
     def test_in_place(self) -> None:
         assert plan("photos/a.jpg", output=None, in_place=True) == {"photos/a.jpg": "photos/a.jpg"}

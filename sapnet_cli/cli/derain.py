@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
@@ -207,6 +208,7 @@ def derain(
         from sapnet_cli.pipeline import FileOptions, run_jobs
 
         Image.MAX_IMAGE_PIXELS = None  # --max-megapixels takes its place
+        warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user
         derainer = Derainer(
             weights=weights,
             device=device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
+EXIF_PREFIX = b"Exif\0\0"
 ORIENTATION_TAG = 0x0112
 SHORT_TYPE = 3
 

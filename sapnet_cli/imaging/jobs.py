@@ -141,19 +141,20 @@ def _find(
 
 
 def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
-    """The pictures of a folder and its subfolders, without hidden ones and without the output folder's own."""
+    """The pictures of a folder and its subfolders, without hidden ones and without the output folder's own.
 
-    def fail(error: OSError) -> None:
-        raise UsageError(f"{error.filename}: cannot list this folder: {error.strerror}")
-
+    A folder that cannot be listed is given as if it were a picture, so that it fails by name and the rest goes on.
+    """
+    locked: list[Path] = []
     inside = output is not None and output != folder.resolve()
-    for parent, folders, files in os.walk(folder, onerror=fail):
+    for parent, folders, files in os.walk(folder, onerror=lambda error: locked.append(Path(error.filename))):
         folders[:] = sorted(
             name for name in folders if name[0] != "." and not (inside and Path(parent, name).resolve() == output)
         )
         for name in sorted(files):
             if name[0] != "." and Path(name).suffix.lower() in FORMAT_OF_SUFFIX:
                 yield Path(parent, name)
+    yield from locked
 
 
 def _fixed_parts(pattern: Path) -> list[str]:

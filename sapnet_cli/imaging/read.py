@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
+import logging
 import warnings
 from typing import cast
 
@@ -11,10 +11,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from sapnet_cli.errors import ImageError
-from sapnet_cli.imaging.exif import upright, upright_xmp
+from sapnet_cli.imaging.exif import EXIF_PREFIX, upright, upright_xmp
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture, Samples
 
 MAX_MEGAPIXELS = 256
+
+log = logging.getLogger(__name__)
 
 # tags that describe how the pixels of a TIFF file are stored, not what they show
 TIFF_STRUCTURE = frozenset(
@@ -58,7 +60,7 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
         raise ImageError("announces more pixels than is believable (a decompression bomb?)") from error
     except MemoryError as error:
         raise ImageError("too large to decode in the memory that is free") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError) as error:
+    except Exception as error:  # decoders of damaged data raise whatever they come upon
         reason = str(error).strip().splitlines()
         raise ImageError(f"damaged or truncated ({reason[0] if reason else type(error).__name__})") from error
 
@@ -82,8 +84,6 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
         raise ImageError(f"{max(depths)} bits a sample are not supported; save it with 8 or 16")
     else:
         grey = image.mode in ("1", "L", "LA", "La")
-        if image.mode in ("P", "PA"):
-            grey = False
         if image.mode == "CMYK":
             image, metadata = _cmyk_to_rgb(image, metadata)
         if image.has_transparency_data:
@@ -102,12 +102,16 @@ def _metadata(image: Image.Image, image_format: str) -> tuple[int, Metadata]:
     exif: bytes | None = info.get("exif")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         exif = _tiff_exif(image)
+    elif exif is None and "Raw profile type exif" in info:  # ImageMagick's way in PNG
+        exif = image.getexif().tobytes()
     orientation = 1
     if exif:
-        orientation, exif = upright(exif.removeprefix(b"Exif\0\0"))
+        orientation, exif = upright(exif.removeprefix(EXIF_PREFIX))
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     if isinstance(xmp, str):
         xmp = xmp.encode()
+    if xmp and orientation != 1:
+        xmp = upright_xmp(xmp)
     dpi = info.get("dpi")
     if dpi is not None:
         dpi = (float(dpi[0]), float(dpi[1]))
@@ -117,7 +121,7 @@ def _metadata(image: Image.Image, image_format: str) -> tuple[int, Metadata]:
     return orientation, Metadata(
         exif or None,
         info.get("icc_profile") or None,
-        upright_xmp(xmp) if xmp else None,
+        xmp or None,
         dpi,
         compression if isinstance(compression, str) else None,
     )
@@ -133,7 +137,11 @@ def _tiff_exif(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
     for directory in directories:
         if entries := source.get_ifd(directory):
             exif.get_ifd(directory).update(entries)
-    return exif.tobytes() if len(exif) else None
+    try:
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # tags of a kind that Pillow reads but does not write must not cost the picture
+        log.warning("some TIFF tags cannot be kept and are left out")
+        return None
 
 
 def _bits_per_sample(image: Image.Image) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import secrets
 import struct
 import zlib
@@ -14,14 +15,16 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from sapnet_cli.errors import ImageError
+from sapnet_cli.imaging.exif import EXIF_PREFIX
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMATS, SIXTEEN_BIT_FORMATS, Picture, Samples, luma
 from sapnet_cli.imaging.read import register_heif
+
+log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
 TEMPORARY_PREFIX = ".sapnet-"
 METADATA_CHUNKS = frozenset({b"iCCP", b"eXIf", b"iTXt", b"pHYs"})
 JPEG_SEGMENT = 65_000
-EXIF_PREFIX = b"Exif\0\0"
 XMP_TIFF_TAG, ICC_TIFF_TAG = 700, 34675
 
 
@@ -48,8 +51,11 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
         if picture.rgb.dtype == np.uint16:
             return _encode_16_bit_png(picture)
         return _encode_by_pillow(picture, image_format, quality)
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        raise ImageError(f"cannot be written as {image_format}: {error}") from error
+    except Exception as error:  # of Pillow, which raises many kinds
+        if picture.metadata.exif is None:
+            raise ImageError(f"cannot be written as {image_format}: {error}") from error
+    log.warning("the EXIF of a picture cannot be written as %s and is left out", image_format)
+    return encode(replace(picture, metadata=replace(picture.metadata, exif=None)), image_format, quality)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
