@@ -280,10 +280,11 @@ def _report(record: Record, out: Output) -> None:
     job = record.job
     if record.error is not None:
         out.error(f"{job.source_name}: {record.error}")
+    else:
+        size = "" if record.size is None else f" ({record.size[0]}x{record.size[1]}, {record.seconds:.2f} s)"
+        out.finished(f"{job.source_name} -> {job.target_name}: {record.status}{size}")
     for note in record.notes:
         out.warn(f"{job.source_name}: {note}")
-    size = "" if record.size is None else f"{record.size[0]}x{record.size[1]}, {record.seconds:.2f} s"
-    out.finished(f"{job.source_name} -> {job.target_name}: {record.status}" + (f" ({size})" if size else ""))
     fields: dict[str, Any] = {
         "input": job.source_name,
         "output": job.target_name,

@@ -115,7 +115,7 @@ def _metadata(image: Image.Image, image_format: str) -> tuple[int, Metadata]:
     dpi = info.get("dpi")
     if dpi is not None:
         dpi = (float(dpi[0]), float(dpi[1]))
-        if not all(0 < value < 1e6 for value in dpi):
+        if not all(1 < value < 1e6 for value in dpi):  # Pillow says 1 where a TIFF file says nothing
             dpi = None
     compression = info.get("compression") if image_format == "TIFF" else None
     return orientation, Metadata(
