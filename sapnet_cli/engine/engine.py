@@ -43,7 +43,7 @@ SMALLEST_TILE, LARGEST_TILE = 192, 2048
 STATISTICS_TILE, STATISTICS_OVERLAP = 256, 16
 """Windows that the shared statistics are estimated on: small, so that many of them pass the network together."""
 
-STALE, MOST_PASSES = 0.03, 3
+STALE, MOST_PASSES = 0.1, 3
 """A group of windows passes again when the estimate has since moved by so much of its mean, and so often at most."""
 
 
@@ -151,7 +151,7 @@ class Engine:
 
     def _plan(self, height: int, width: int) -> tuple[int, int]:
         """Tile, 0 for the whole image, and batch size for pictures of a size."""
-        affordable = self._affordable_pixels(self.precision)
+        affordable = self._affordable_pixels()
         together = 1 if self.config.batch_size == "auto" else self.config.batch_size
         if self.config.tile != "auto":
             tile = self.config.tile
@@ -172,15 +172,14 @@ class Engine:
         free = free_memory(self.device)
         return free * GPU_SHARE if self.device.type == "cuda" else min(CPU_BUDGET, free / 4)
 
-    def _affordable_pixels(self, precision: torch.dtype) -> int:
-        return int(self._budget() / (VALUES_PER_PIXEL * precision.itemsize))
+    def _affordable_pixels(self) -> int:
+        return int(self._budget() / (VALUES_PER_PIXEL * self.precision.itemsize))
 
     def _derain_alike(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
         tile, batch = self._plan(height, width)
-        # pixels of the groups that statistics are estimated on, which are in half precision where that is fast
-        room = max(batch * tile**2, self._affordable_pixels(choose_precision("auto", self.device)))
+        room = max(batch * tile**2, self._affordable_pixels())  # pixels of a group that statistics are estimated on
         layerwise = stored_bytes(self._model(self.precision), height, width) <= self._budget()
         while True:
             try:
@@ -238,14 +237,14 @@ class Engine:
         """Attention's pooled vectors for the whole image, from small windows that cover it.
 
         They pass in groups of at most `room` pixels, scattered over the image. The first groups know little of the rest
-        of the image, so they pass again. Means over so many pixels lose nothing in half precision.
+        of the image, so they pass again. The precision is that of the result: half precision has a bias of its own.
         """
         height, width = image.shape[:2]
         small = plan_tiles(height, width, STATISTICS_TILE, STATISTICS_OVERLAP)
         tiles = list(small.tiles)
         random.Random(0).shuffle(tiles)  # noqa: S311
         groups = list(_groups(tiles, max(1, room // math.prod(small.window))))
-        for precision in dict.fromkeys((choose_precision("auto", self.device), torch.float32)):
+        for precision in dict.fromkeys((self.precision, torch.float32)):
             pool = RunningPool()
             waiting = list(range(len(groups)))
             for passes in range(MOST_PASSES * len(groups)):
