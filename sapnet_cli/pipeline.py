@@ -15,12 +15,13 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from sapnet_cli.atomic import write_atomically
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import ImageError, SapnetError
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
-from sapnet_cli.imaging.write import JPEG_QUALITY, encode, write_atomically
+from sapnet_cli.imaging.write import JPEG_QUALITY, encode
 
 Existing = Literal["overwrite", "skip", "error"]
 Status = Literal["done", "skipped", "failed"]

@@ -15,11 +15,12 @@ import pytest
 from conftest import random_pixels
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
+from sapnet_cli.atomic import write_atomically
 from sapnet_cli.errors import ImageError
 from sapnet_cli.imaging.exif import upright
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture
 from sapnet_cli.imaging.read import decode
-from sapnet_cli.imaging.write import encode, writable_formats, write_atomically
+from sapnet_cli.imaging.write import encode, writable_formats
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:rights="me"/></x:xmpmeta>'

@@ -1,14 +1,12 @@
-"""Pictures to encoded bytes, and bytes to files that are whole or not there."""
+"""Pictures to encoded bytes."""
 
 from __future__ import annotations
 
 import io
 import logging
-import secrets
 import struct
 import zlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ from sapnet_cli.imaging.read import register_heif
 log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
-TEMPORARY_PREFIX = ".sapnet-"
 METADATA_CHUNKS = frozenset({b"iCCP", b"eXIf", b"iTXt", b"pHYs"})
 JPEG_SEGMENT = 65_000
 XMP_TIFF_TAG, ICC_TIFF_TAG = 700, 34675
@@ -56,24 +53,6 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
             raise ImageError(f"cannot be written as {image_format}: {error}") from error
     log.warning("the EXIF of a picture cannot be written as %s and is left out", image_format)
     return encode(replace(picture, metadata=replace(picture.metadata, exif=None)), image_format, quality)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes beside the target and renames, so that the target is never half a file.
-
-    Raises:
-        OSError: no permission, no space, or the like; nothing is left behind.
-    """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def writable_formats() -> frozenset[str]:

@@ -6,10 +6,8 @@ Nothing is ever unpickled beyond plain tensors, and hyper-parameters are read of
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sapnet_cli.atomic import write_atomically
 from sapnet_cli.errors import CheckpointError
 from sapnet_cli.model.sapnet import PRENET, SAPNET, SAPNet, SAPNetConfig
 
@@ -67,15 +66,7 @@ def save_checkpoint(model: SAPNet, path: Path, metadata: Mapping[str, str] | Non
         OSError: the folder can't be written.
     """
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = save(state, {**(metadata or {}), CONFIG_KEY: json.dumps(asdict(model.config))})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, save(state, {**(metadata or {}), CONFIG_KEY: json.dumps(asdict(model.config))}))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], SAPNetConfig | None]:
