@@ -226,11 +226,10 @@ class Engine:
         def read_rainy(start: int, stop: int) -> Tensor:
             return _to_tensor([image[start:stop]], self.device)
 
-        for precision in dict.fromkeys((self.precision, torch.float32)):
-            estimate = LayerwiseForward(self._model(precision), read_rainy, *image.shape[:2]).run(self.stages, report)
-            if bool(torch.isfinite(estimate).all()):
-                return _to_pixels(estimate.clamp_(0, 1), image.dtype)[0]
-        raise ImageError("the network gives values that are not finite for this image")
+        def compute(model: SAPNet) -> list[Tensor]:
+            return [LayerwiseForward(model, read_rainy, *image.shape[:2]).run(self.stages, report)]
+
+        return _to_pixels(self._finite(compute)[0].clamp_(0, 1), image.dtype)[0]
 
     @torch.inference_mode()
     def _estimate_vectors(self, image: Pixels, room: int, report: Report) -> list[Tensor]:
@@ -244,7 +243,8 @@ class Engine:
         tiles = list(small.tiles)
         random.Random(0).shuffle(tiles)  # noqa: S311
         groups = list(_groups(tiles, max(1, room // math.prod(small.window))))
-        for precision in dict.fromkeys((self.precision, torch.float32)):
+
+        def compute(model: SAPNet) -> list[Tensor]:
             pool = RunningPool()
             waiting = list(range(len(groups)))
             for passes in range(MOST_PASSES * len(groups)):
@@ -252,25 +252,32 @@ class Engine:
                 index = waiting.pop(0)
                 pool.begin(index, groups[index])
                 windows = _to_tensor([image[small.seen(tile)] for tile in groups[index]], self.device)
-                self._model(precision).stage_images(windows, self.stages, pool)
+                model.stage_images(windows, self.stages, pool)
                 if not waiting:
                     stalest, distance = pool.stalest()
                     if not distance > STALE:  # or not a number
                         break
                     waiting.append(stalest)
-            vectors = pool.vectors()
-            if all(bool(torch.isfinite(vector).all()) for vector in vectors):
-                return vectors
-        raise ImageError("the network gives values that are not finite for this image")
+            return pool.vectors()
+
+        return self._finite(compute)
 
     @torch.inference_mode()
     def _forward(self, rainy: Tensor, vectors: Sequence[Tensor] | None = None) -> Tensor:
-        """(B, 3, H, W) in and out; what is not finite in half precision is computed again in float32."""
-        for precision in dict.fromkeys((self.precision, torch.float32)):
+        """One forward, (B, 3, H, W) in and out, clamped to [0, 1]."""
+
+        def compute(model: SAPNet) -> list[Tensor]:
             pool = global_average_pool if vectors is None else RecordedPool(vectors)
-            derained = self._model(precision).stage_images(rainy, self.stages, pool)[-1]
-            if bool(torch.isfinite(derained).all()):
-                return derained.clamp_(0, 1)
+            return [model.stage_images(rainy, self.stages, pool)[-1]]
+
+        return self._finite(compute)[0].clamp_(0, 1)
+
+    def _finite(self, compute: Callable[[SAPNet], list[Tensor]]) -> list[Tensor]:
+        """Computes in the chosen precision, and again in float32 where that gives values that are not finite."""
+        for precision in dict.fromkeys((self.precision, torch.float32)):
+            tensors = compute(self._model(precision))
+            if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+                return tensors
             log.info("not finite in %s", precision)
         raise ImageError("the network gives values that are not finite for this image")
 
