@@ -9,10 +9,10 @@ import pytest
 
 import sapnet_cli
 
-HEAVY = ("torch", "cv2", "numpy", "PIL", "safetensors", "psutil")
+HEAVY = ("torch", "torchvision", "huggingface_hub", "cv2", "numpy", "PIL", "safetensors", "psutil")
 
 
-@pytest.mark.parametrize("arguments", [None, ["--help"], ["--version"], ["derain", "--help"]])
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["--version"], ["derain", "--help"], ["train", "--help"]])
 def test_nothing_heavy_is_imported(arguments: list[str] | None) -> None:
     program = "import sys, sapnet_cli\n"
     if arguments is not None:

@@ -38,7 +38,7 @@ def score(derained: Path, clean: Path) -> tuple[float, float]:
 
 def main() -> None:
     """Scores every pair that has a result."""
-    folder, pairs = Path(sys.argv[1]), find_pairs(Path(sys.argv[2]))
+    folder, pairs = Path(sys.argv[1]), find_pairs(Path(sys.argv[2])).pairs
 
     def one(pair: Pair) -> tuple[float, float] | None:
         derained = folder / pair.rainy.name

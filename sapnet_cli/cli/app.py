@@ -8,6 +8,7 @@ import typer
 
 import sapnet_cli
 from sapnet_cli.cli.derain import derain
+from sapnet_cli.cli.train import train
 
 app = typer.Typer(
     name="sapnet",
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(derain)
+app.command()(train)
 
 
 def _print_version(wanted: bool) -> None:

@@ -178,7 +178,7 @@ def derain(
 
     Exit codes: 0 all done, 1 some images failed (the rest is done), 2 wrong usage, 130 interrupted.
     """
-    with exit_codes():
+    with exit_codes("finished files are whole, run again with --existing skip to go on"):
         from sapnet_cli.imaging.jobs import STREAM, OutputOptions, plan_jobs
 
         if json_lines and output == STREAM:
@@ -224,7 +224,7 @@ def derain(
             out.info(f"weights {weights}, {engine.stages} stages, {engine.device}, {engine.precision}")
         start = time.perf_counter()
         counts: Counter[str] = Counter(done=0, skipped=0, failed=0)
-        with out.progress(len(jobs)):
+        with out.progress(len(jobs), "deraining"):
             file_options = FileOptions(existing.value, quality, max_megapixels)
             for record in run_jobs(jobs, derainer.engine, file_options, out.computed):
                 counts[record.status] += 1

@@ -41,32 +41,53 @@ class Output:
         logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
 
     @contextmanager
-    def progress(self, total: int) -> Iterator[Output]:
-        """Shows a bar on a terminal while pictures are worked on; `computed` moves it."""
+    def progress(self, total: float, doing: str, counted: bool = True) -> Iterator[Output]:
+        """Shows a bar on a terminal while something is worked on; `advance` moves it.
+
+        Args:
+            total: what there is to do.
+            doing: what is done, a word before the bar.
+            counted: whether to show how many of how many, or a percentage.
+        """
         if self.quiet or not self.console.is_terminal:
             yield self
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            MofNCompleteColumn() if counted else TaskProgressColumn(),
+            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as self._progress:
-            self._progress.add_task("deraining", total=total, rate="")
+            self._progress.add_task(doing, total=total, status="")
             yield self
         self._progress = None
+
+    @property
+    def shows_bar(self) -> bool:
+        """Whether a bar says how far the work is, so that lines need not."""
+        return self._progress is not None
+
+    def advance(self, completed: float, status: str = "") -> None:
+        """Moves the bar to so much of its total."""
+        if self._progress is not None:
+            self._progress.update(self._progress.tasks[0].id, completed=completed, status=status)
 
     def computed(self, pictures: float) -> None:
         """So many pictures are computed, the one under way in part."""
         if self._progress is not None:
-            task = self._progress.tasks[0]
-            rate = pictures / max(task.elapsed or 0.0, 1e-6)
-            shown = f"{rate:.2f} images/s" if rate >= 1 else f"{1 / rate:.1f} s/image" if rate else ""
-            self._progress.update(task.id, completed=pictures, rate=shown)
+            rate = pictures / max(self._progress.tasks[0].elapsed or 0.0, 1e-6)
+            self.advance(pictures, f"{rate:.2f} images/s" if rate >= 1 else f"{1 / rate:.1f} s/image" if rate else "")
 
     def finished(self, line: str) -> None:
         """One picture is written, or given up."""
@@ -109,8 +130,15 @@ class Terminated(BaseException):
     """SIGTERM came in."""
 
 
-class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes():
-    """Turns exceptions that leave the block into one line on standard error and an exit code."""
+class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes(...):
+    """Turns exceptions that leave the block into one line on standard error and an exit code.
+
+    Args:
+        advice: what to tell a user who broke the command off.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self._advice = advice
 
     def __enter__(self) -> None:
         """Makes SIGTERM clean up as Ctrl-C does."""
@@ -128,8 +156,8 @@ class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes():
             print_error(str(error))
             raise typer.Exit(EXIT_USAGE if isinstance(error, (UsageError, CheckpointError)) else EXIT_FAILED) from error
         if isinstance(error, KeyboardInterrupt):
-            print_error("interrupted; finished files are whole, run again with --existing skip to go on")
+            print_error(f"interrupted; {self._advice}")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         if isinstance(error, Terminated):
-            print_error("terminated; finished files are whole, run again with --existing skip to go on")
+            print_error(f"terminated; {self._advice}")
             raise typer.Exit(128 + signal.SIGTERM) from error

@@ -1,96 +1,183 @@
-"""Random training crops from pairs held in memory."""
+"""Random training crops, each a function of the seed and its place in the run and of nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from sapnet_cli.data.pairs import Pair
+from sapnet_cli.data.pictures import CheckedPair, PictureCache, Pixels
+from sapnet_cli.data.rain import RainGenerator
 
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class PairedPictures:
-    """The decoded pairs of one set: rainy and clean, each (H, W, 3) uint8."""
-
-    pictures: tuple[tuple[Pixels, Pixels], ...]
-
-
-def read_pairs(pairs: Sequence[Pair]) -> PairedPictures:
-    """Decodes pairs into memory.
-
-    Raises:
-        ValueError: a rainy picture and its ground truth differ in size.
-    """
-    pictures = []
-    for pair in pairs:
-        if pair.rainy == pair.clean:
-            with Image.open(pair.rainy) as both:
-                left, right = np.split(np.asarray(both.convert("RGB"))[:, : both.width // 2 * 2], 2, axis=1)
-            pictures.append((right, left) if pair.clean_left else (left, right))
-            continue
-        with Image.open(pair.rainy) as rainy, Image.open(pair.clean) as clean:
-            if rainy.size != clean.size:
-                raise ValueError(
-                    f"{pair.rainy} is {rainy.size} but {pair.clean} is {clean.size}; resize neither, fix the set"
-                )
-            pictures.append((np.asarray(rainy.convert("RGB")), np.asarray(clean.convert("RGB"))))
-    return PairedPictures(tuple(pictures))
+LARGER_CROPS = (1.5, 2.0)
+"""Scales that `Augmentation.fine` shrinks crops by."""
 
 
 @dataclass(frozen=True)
-class Variety:
-    """How often a crop is changed beyond flips and quarter turns, since real rain has more faces than the sets.
+class Augmentation:
+    """How a crop is changed; the last four because real rain has more faces than the public sets.
 
     Attributes:
-        faint: probability that the rain is dimmed, to anything from nothing to all of it.
+        flip: whether crops are mirrored and turned by quarters.
+        recombine: probability that a crop's rain is lifted off another pair of the same set.
+        mix: probability that rain of any pair of any set, weakened, falls on top: light with heavy.
+        faint: probability that the rain is weakened, to anything from nothing to all of it.
         fine: probability that a larger crop is shrunk, by 1.5 or 2, which makes streaks finer and denser.
     """
 
+    flip: bool = True
+    recombine: float = 0.0
+    mix: float = 0.0
     faint: float = 0.0
     fine: float = 0.0
 
 
+@dataclass(frozen=True)
+class CropSource:
+    """One set to draw from.
+
+    Attributes:
+        pairs: the good pairs; of clean photos, each is its own partner.
+        weight: share of the crops, next to the other sets' weights.
+        rain: what rains on clean photos; None for pairs.
+    """
+
+    pairs: tuple[CheckedPair, ...]
+    weight: float = 1.0
+    rain: RainGenerator | None = None
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """Which crops a step wants.
+
+    Attributes:
+        iteration: number of the step.
+        first: place of the first crop in the step's batch over all processes.
+        count: how many crops.
+        patch: their side in pixels.
+    """
+
+    iteration: int
+    first: int
+    count: int
+    patch: int
+
+
 class CropSampler:
-    """Draws batches of random crops, flipped and turned by quarters, from several weighted sets."""
+    """Draws random crops from weighted sets.
+
+    Crop j of step i is drawn by a generator seeded with (seed, i, j). So a run that is taken up again goes on with the
+    very crops that it would have seen, and several processes draw together what one would have drawn alone.
+    """
 
     def __init__(
-        self, sets: Sequence[PairedPictures], weights: Sequence[float], seed: int, variety: Variety | None = None
+        self, sources: Sequence[CropSource], cache: PictureCache, seed: int, augmentation: Augmentation | None = None
     ) -> None:
-        self.sets, self.variety = sets, variety or Variety()
-        self.shares = np.asarray(weights, dtype=np.float64) / sum(weights)
-        self.random = np.random.default_rng(seed)
+        self.sources, self.cache, self.seed = sources, cache, seed
+        self.augmentation = augmentation or Augmentation()
+        weights = np.array([source.weight for source in sources], dtype=np.float64)
+        self._shares = weights / weights.sum()
 
-    def draw(self, batch: int, patch: int) -> tuple[Pixels, Pixels]:
-        """One batch: rainy and clean crops, each (batch, patch, patch, 3) uint8."""
-        rainy_crops: list[Pixels] = []
-        clean_crops: list[Pixels] = []
-        for _ in range(batch):
-            pictures = self.sets[self.random.choice(len(self.sets), p=self.shares)].pictures
-            rainy, clean = pictures[self.random.integers(len(pictures))]
-            side = patch
-            if self.random.random() < self.variety.fine:
-                side = min(int(patch * self.random.choice((1.5, 2.0))), *rainy.shape[:2])
-            top = self.random.integers(rainy.shape[0] - side + 1)
-            left = self.random.integers(rainy.shape[1] - side + 1)
-            turns, flip = int(self.random.integers(4)), self.random.integers(2)
-            crop_pair = []
-            for picture in (rainy, clean):
-                crop = np.rot90(picture[top : top + side, left : left + side], turns)
-                crop = crop[:, ::-1] if flip else crop
-                if side != patch:
-                    shrunk = cv2.resize(np.ascontiguousarray(crop), (patch, patch), interpolation=cv2.INTER_AREA)
-                    crop = shrunk.astype(np.uint8)
-                crop_pair.append(crop)
-            if self.random.random() < self.variety.faint:
-                strength = self.random.random()
-                crop_pair[0] = np.rint(strength * crop_pair[0] + (1 - strength) * crop_pair[1]).astype(np.uint8)
-            rainy_crops.append(crop_pair[0])
-            clean_crops.append(crop_pair[1])
-        return np.stack(rainy_crops), np.stack(clean_crops)
+    def batch(self, request: BatchRequest) -> tuple[Pixels, Pixels]:
+        """Rainy crops and their ground truth, each (count, patch, patch, 3) uint8.
+
+        Raises:
+            ImageError: a file that was good when the run began cannot be read any more.
+        """
+        places = range(request.first, request.first + request.count)
+        crops = [self.crop(request.iteration, place, request.patch) for place in places]
+        return np.stack([rainy for rainy, _ in crops]), np.stack([clean for _, clean in crops])
+
+    def crop(self, iteration: int, place: int, patch: int) -> tuple[Pixels, Pixels]:
+        """One rainy crop and its ground truth, each (patch, patch, 3) uint8."""
+        random = np.random.default_rng((self.seed, iteration, place))
+        change = self.augmentation
+        source = self._source(random)
+        rainy, clean = self._cut(source, patch, random)
+        if source.rain is not None:
+            rainy, clean = source.rain.draw(clean, random)
+        recombined, mixed, faint = (random.random() < chance for chance in (change.recombine, change.mix, change.faint))
+        if not (recombined or mixed or faint):
+            return rainy, clean
+        layer = _layer(rainy, clean)
+        if recombined and source.rain is None:
+            layer = _layer(*self._cut(source, patch, random))
+        if faint:
+            layer = layer * np.float32(random.random())
+        if mixed:
+            other = self._source(random)
+            crops = self._cut(other, patch, random)
+            if other.rain is not None:
+                crops = other.rain.draw(crops[1], random)
+            layer = layer + np.float32(random.random()) * _layer(*crops)
+        return np.clip(np.rint(clean + layer), 0, 255).astype(np.uint8), clean
+
+    def _source(self, random: np.random.Generator) -> CropSource:
+        return self.sources[int(random.choice(len(self.sources), p=self._shares))]
+
+    def _cut(self, source: CropSource, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
+        """The same random square of both pictures of a random pair, flipped, turned and scaled alike."""
+        pair: Pair = source.pairs[int(random.integers(len(source.pairs)))].pair
+        pictures = self.cache.read(pair)
+        height, width = pictures[0].shape[:2]
+        side = patch
+        if random.random() < self.augmentation.fine:
+            side = max(patch, min(int(patch * random.choice(LARGER_CROPS)), height, width))
+        top, left = (int(random.integers(max(0, size - side) + 1)) for size in (height, width))
+        turns, mirrored = (int(random.integers(4)), bool(random.integers(2))) if self.augmentation.flip else (0, False)
+        rainy, clean = (
+            _square(picture[top : top + side, left : left + side], side, patch, turns, mirrored) for picture in pictures
+        )
+        return rainy, clean
+
+
+class CropLoader:
+    """Draws batches ahead in threads, so that the network never waits for them."""
+
+    def __init__(self, sampler: CropSampler, workers: int) -> None:
+        """Draws in so many threads, with twice as many batches under way; nothing ahead if there are none."""
+        self._sampler, self._ahead = sampler, 2 * workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crops") if workers else None
+        self._coming: dict[BatchRequest, Future[tuple[Pixels, Pixels]]] = {}
+
+    def get(self, request: BatchRequest, last: int | None = None) -> tuple[Pixels, Pixels]:
+        """The crops of a step; those of the following steps, up to `last`, are begun. Raises as `CropSampler.batch`."""
+        if self._pool is None:
+            return self._sampler.batch(request)
+        coming: dict[BatchRequest, Future[tuple[Pixels, Pixels]]] = {}
+        for iteration in range(request.iteration, request.iteration + self._ahead + 1):
+            if last is not None and iteration > max(last, request.iteration):
+                break
+            wanted = BatchRequest(iteration, request.first, request.count, request.patch)
+            begun = self._coming.pop(wanted) if wanted in self._coming else None
+            coming[wanted] = begun or self._pool.submit(self._sampler.batch, wanted)
+        for future in self._coming.values():  # of another size than is wanted now
+            future.cancel()
+        self._coming = coming
+        return coming.pop(request).result()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _layer(rainy: Pixels, clean: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return rainy.astype(np.float32) - clean
+
+
+def _square(part: Pixels, side: int, patch: int, turns: int, mirrored: bool) -> Pixels:
+    """Turns, flips and scales a part of a picture to (patch, patch, 3); what it lacks is mirrored at its edges."""
+    lacking = (side - part.shape[0], side - part.shape[1])
+    if any(lacking):
+        part = np.pad(part, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="symmetric")
+    part = np.rot90(part, turns)
+    part = np.ascontiguousarray(part[:, ::-1] if mirrored else part)
+    if side != patch:
+        part = cv2.resize(part, (patch, patch), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return part

@@ -14,14 +14,15 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Mean SSIM (Wang et al. 2004, eq. 13) with the 11x11 Gaussian window of sigma 1.5 over its 'valid' region.
 
     Args:
-        images: (B, C, H, W) in [0, 1], H and W at least 11; computed in float32 whatever comes in.
+        images: (B, C, H, W) in [0, 1], H and W at least 11; computed in float32, or in float64 if that comes in.
         targets: the same shape.
 
     Returns:
         A scalar, 1 for equal images. The paper's loss is its negative (section 3.4).
     """
-    images, targets = images.float(), targets.float()
-    offsets = torch.arange(WINDOW, dtype=torch.float32, device=images.device) - WINDOW // 2
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    images, targets = images.to(dtype), targets.to(dtype)
+    offsets = torch.arange(WINDOW, dtype=dtype, device=images.device) - WINDOW // 2
     window = torch.softmax(-offsets.square() / (2 * SIGMA**2), dim=0)
 
     maps = torch.cat((images, targets, images * images, targets * targets, images * targets), dim=1)

@@ -17,10 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+State: TypeAlias = tuple[Tensor, Tensor]
+"""Hidden and cell state of the ConvLSTM, (B, C, H, W) each."""
 
 Pool = Callable[[Tensor], Tensor]
 """Maps features (B, C, H, W) to the pooled vectors (B, C, 1, 1) that channel residual attention looks at."""
@@ -107,7 +112,7 @@ class SAPNet(nn.Module):
         self.blocks = nn.ModuleList(DilatedResidualBlock(config, dilation) for dilation in config.dilations)
         self.project = nn.Conv2d(width, 3, 3, padding=1)
 
-    def lstm(self, features: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def lstm(self, features: Tensor, state: State | None) -> State:
         """One ConvLSTM step (PReNet, eq. 4), its four gates computed by one convolution.
 
         At the first unit `state` is None, standing for zeros: half of the gates' input and the forget gate drop out.
@@ -132,7 +137,28 @@ class SAPNet(nn.Module):
             cell = torch.sigmoid(forget) * cell + torch.sigmoid(gate_in) * torch.tanh(candidate)
         return torch.sigmoid(gate_out) * torch.tanh(cell), cell
 
-    def stage_images(self, rainy: Tensor, stages: int | None = None, pool: Pool = global_average_pool) -> list[Tensor]:
+    def unit(self, rainy: Tensor, estimate: Tensor, state: State | None, pool: Pool) -> tuple[Tensor, State]:
+        """One progressive dilated unit.
+
+        Args:
+            rainy: (B, 3, H, W), RGB in [0, 1], float32.
+            estimate: what the unit before gave, the same shape; the rainy image at the first.
+            state: of the ConvLSTM, None at the first.
+            pool: as for `stage_images`.
+
+        Returns:
+            The next estimate, not clamped, and the next state.
+        """
+        features = functional.relu(self.embed(torch.cat((rainy, estimate), dim=1).to(self.embed.weight.dtype)))
+        state = self.lstm(features, state)
+        features = state[0]
+        for block in self.blocks:
+            features = block(features, pool)
+        return self.project(features) + rainy, state
+
+    def stage_images(
+        self, rainy: Tensor, stages: int | None = None, pool: Pool = global_average_pool, recompute: bool = False
+    ) -> list[Tensor]:
         """The estimate after each unit, not clamped: what training supervises.
 
         With parameters in half precision the images stay float32: only what is added to `rainy` is rounded.
@@ -141,16 +167,16 @@ class SAPNet(nn.Module):
             rainy: (B, 3, H, W), RGB in [0, 1], float32.
             stages: how many units to run; the configured number by default.
             pool: where attention takes its pooled vectors from; called twice a block, in order.
+            recompute: whether the backward pass computes each unit again instead of keeping what is inside it: a
+                third more time for a small part of the memory.
         """
         images: list[Tensor] = []
         estimate, state = rainy, None
         for _ in range(self.config.stages if stages is None else stages):
-            features = functional.relu(self.embed(torch.cat((rainy, estimate), dim=1).to(self.embed.weight.dtype)))
-            state = self.lstm(features, state)
-            features = state[0]
-            for block in self.blocks:
-                features = block(features, pool)
-            estimate = self.project(features) + rainy
+            if recompute:
+                estimate, state = checkpoint(self.unit, rainy, estimate, state, pool, use_reentrant=False)
+            else:
+                estimate, state = self.unit(rainy, estimate, state, pool)
             images.append(estimate)
         return images
 

@@ -1,0 +1,492 @@
+"""`sapnet train`: pairs of rainy and clean photos in, weights out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sapnet_cli.cli.derain import Precision
+from sapnet_cli.cli.output import EXIT_INTERRUPTED, Output, exit_codes
+from sapnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from sapnet_cli.data.sets import TrainingData
+    from sapnet_cli.training.plan import Changes, Plan
+    from sapnet_cli.training.processes import Processes
+    from sapnet_cli.training.trainer import Report
+
+LINES_EVERY = 30.0
+"""Seconds between two lines of progress where there is no terminal to show a bar on."""
+
+
+class SideBySide(str, Enum):
+    """Choices of --side-by-side."""
+
+    clean_left = "clean-left"
+    clean_right = "clean-right"
+
+
+class Recipe(str, Enum):
+    """Choices of --recipe."""
+
+    default = "default"
+    paper = "paper"
+
+
+class Optimizer(str, Enum):
+    """Choices of --optimizer."""
+
+    muon = "muon"
+    adamw = "adamw"
+    adam = "adam"
+
+
+class Schedule(str, Enum):
+    """Choices of --schedule."""
+
+    cosine = "cosine"
+    multistep = "multistep"
+
+
+DATA, LOSSES, STEP, MACHINE, REPORTING = (
+    "Data",
+    "Losses (weights; 0 switches one off)",
+    "Learning",
+    "Machine",
+    "Reporting",
+)
+
+
+def train(
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="DIR[:WEIGHT]",
+            help="Folder or CSV file of rainy and clean pairs; may be repeated, with the share of each in the crops.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run. (default: runs/ and the data's name)"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where the run in this folder stopped; begin it if there is none."),
+    ] = False,
+    recipe: Annotated[
+        Recipe | None,
+        typer.Option(help="What all other options start from: what works best here, or the published one."),
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Budget: how often crops cover the training pictures in area.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Budget: steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget: time. (default: 60; recipe paper: 100 epochs)")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", "-w", help="Begin with these weights, a name or a path, not random ones.")
+    ] = None,
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--clean", metavar="DIR[:WEIGHT]", help="Folder of clean photos to draw rain on.", rich_help_panel=DATA
+        ),
+    ] = None,
+    rain_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR", help="Folder of real rain layers, for half of the clean photos.", rich_help_panel=DATA
+        ),
+    ] = None,
+    side_by_side: Annotated[
+        SideBySide | None,
+        typer.Option(help="How pictures hold both, in folders without pairs of files.", rich_help_panel=DATA),
+    ] = None,
+    val: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Pairs to validate on, never trained on.", rich_help_panel=DATA),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Without --val, fraction of each set's scenes to validate on. (default: 0.05)",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror crops and turn them by quarters.", rich_help_panel=DATA),
+    ] = None,
+    recombine: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of crops with the rain of another pair.", rich_help_panel=DATA),
+    ] = None,
+    mix: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of crops with rain of any set on top: light with heavy.", rich_help_panel=DATA
+        ),
+    ] = None,
+    faint: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of crops with weakened rain.", rich_help_panel=DATA)
+    ] = None,
+    fine: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of crops that are shrunk.", rich_help_panel=DATA)
+    ] = None,
+    ssim: Annotated[float | None, typer.Option(help="Negative SSIM.", rich_help_panel=LOSSES)] = None,
+    l1: Annotated[float | None, typer.Option(help="Mean absolute error.", rich_help_panel=LOSSES)] = None,
+    pcl: Annotated[float | None, typer.Option(help="Perceptual contrast, VGG-16.", rich_help_panel=LOSSES)] = None,
+    lpips: Annotated[float | None, typer.Option(help="LPIPS, VGG-16.", rich_help_panel=LOSSES)] = None,
+    ubs: Annotated[
+        float | None, typer.Option(help="Background segmentation, ResNet-101 or -50.", rich_help_panel=LOSSES)
+    ] = None,
+    ubs_from: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Part of the budget after which it joins.", rich_help_panel=LOSSES),
+    ] = None,
+    stage_loss: Annotated[
+        float | None, typer.Option(help="Error of the earlier units' images.", rich_help_panel=LOSSES)
+    ] = None,
+    backbones: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder with vgg16.safetensors and resnet101.safetensors; else SAPNET_BACKBONES, the cache, the Hub.",
+            rich_help_panel=LOSSES,
+        ),
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(min=16, help="Side of the crops, in pixels.", rich_help_panel=STEP)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Crops a step, for each process.", rich_help_panel=STEP)
+    ] = None,
+    stages: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Units of the network.", rich_help_panel=STEP)
+    ] = None,
+    optimizer: Annotated[
+        Optimizer | None, typer.Option(help="muon: for the 3x3 kernels, with Adam.", rich_help_panel=STEP)
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak of Adam's.", rich_help_panel=STEP)] = None,
+    muon_learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Peak of Muon's.", rich_help_panel=STEP)
+    ] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="Of the learning rates.", rich_help_panel=STEP)] = None,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Part of the budget over which they rise.", rich_help_panel=STEP)
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(min=0, help="Largest norm of the gradient; 0 for any.", rich_help_panel=STEP)
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(min=0, max=0.99999, help="Decay of the averaged weights.", rich_help_panel=STEP)
+    ] = None,
+    progressive: Annotated[
+        bool | None,
+        typer.Option(
+            "--progressive/--constant",
+            help="Few units and small crops first, or the same step throughout.",
+            rich_help_panel=STEP,
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, crops and rain.", rich_help_panel=STEP)] = None,
+    validations: Annotated[
+        int | None, typer.Option(min=0, help="How often to validate over the run.", rich_help_panel=STEP)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)] = "auto",
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of forward and backward; weights are fp32.", rich_help_panel=MACHINE)
+    ] = None,
+    recompute: Annotated[
+        bool | None,
+        typer.Option(
+            "--recompute/--keep-activations",
+            help="Save memory in the backward pass, for a third more time. (default: where memory asks for it)",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    compile: Annotated[  # noqa: A002
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile. (default: where it pays)", rich_help_panel=MACHINE),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that prepare crops.", rich_help_panel=MACHINE)] = min(
+        4, os.cpu_count() or 1
+    ),
+    save_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between checkpoints.", rich_help_panel=MACHINE)
+    ] = 120.0,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.", rich_help_panel=MACHINE)] = 3,
+    benchmark: Annotated[
+        bool,
+        typer.Option(
+            "--benchmark",
+            help="Only time this step against the authors' own, side by side on random crops, and write nothing.",
+            rich_help_panel=REPORTING,
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check the data, say what would be done, and stop.", rich_help_panel=REPORTING),
+    ] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Metrics as JSON lines on standard output.", rich_help_panel=REPORTING)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=REPORTING)
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Name every bad pair.", rich_help_panel=REPORTING)
+    ] = False,
+) -> None:
+    """Train weights on pairs of rainy and clean photos.
+
+    sapnet train --data pairs/ --minutes 60 -o runs/mine
+
+    sapnet derain photos/ -o clean/ --weights runs/mine/best.safetensors
+
+    Several GPUs or machines: torchrun --nproc-per-node N -m sapnet_cli train ...
+
+    Exit codes: 0 done, 1 failed or diverged, 2 wrong usage, 130 interrupted (saved; go on with --resume).
+    """
+    with exit_codes("what was saved is whole, go on with --resume"):
+        speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, the first
+        out = Output(quiet=quiet or not speaks, verbose=verbose, json_lines=json_lines and speaks)
+        budgets = [
+            (each, unit)
+            for each, unit in ((epochs, "epochs"), (iterations, "iterations"), (minutes, "minutes"))
+            if each
+        ]
+        if len(budgets) > 1:
+            raise UsageError("--epochs, --iterations and --minutes are three ways to say one thing; give one of them")
+
+        # idle OpenMP threads would spin, and starve the threads that prepare crops
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user
+
+        from PIL import Image
+
+        from sapnet_cli.training.config import Budget, Phase
+        from sapnet_cli.training.plan import Changes
+
+        Image.MAX_IMAGE_PIXELS = None  # the decoder has a limit of its own
+        changes = Changes(
+            recipe.value if recipe else None,
+            _given(
+                data=_weighted(data),
+                clean=_weighted(clean),
+                rain_layers=tuple(rain_layers) if rain_layers else None,
+                side_by_side=side_by_side.value if side_by_side else None,
+                validation=tuple(val) if val else None,
+                held_out=held_out,
+                seed=seed,
+            ),
+            _given(
+                budget=Budget(float(budgets[0][0]), budgets[0][1]) if budgets else None,  # type: ignore[arg-type]
+                patch=patch_size,
+                batch=batch_size,
+                phases=(Phase(1.0),) if progressive is False else None,
+                losses=_given(ssim=ssim, l1=l1, pcl=pcl, lpips=lpips, ubs=ubs, ubs_from=ubs_from, stages=stage_loss),
+                augmentation=_given(flip=flip, recombine=recombine, mix=mix, faint=faint, fine=fine),
+                optimizer=optimizer.value if optimizer else None,
+                learning_rate=learning_rate,
+                muon_learning_rate=muon_learning_rate,
+                schedule=schedule.value if schedule else None,
+                warmup=warmup,
+                clip=clip,
+                ema=ema,
+                seed=seed,
+                validations=validations,
+                precision=precision.value if precision else None,
+                recompute=recompute,
+                model=_given(stages=stages),
+            ),
+            weights,
+            backbones,
+        )
+        if benchmark:
+            _benchmark(changes, device, compile, out)
+            return
+        _train(
+            changes,
+            output,
+            resume,
+            device,
+            dry_run,
+            out,
+            compile=compile,
+            workers=workers,
+            save_every=save_every,
+            keep=keep,
+        )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None and value != {}}
+
+
+def _weighted(folders: list[str] | None) -> tuple[tuple[str, float], ...] | None:
+    """`DIR:2` to a folder and its weight; a folder that is really called so is taken as it is."""
+    if not folders:
+        return None
+    pairs = []
+    for folder in folders:
+        name, colon, number = folder.rpartition(":")
+        try:
+            weight = float(number) if colon and not Path(folder).exists() else None
+        except ValueError:
+            weight = None
+        if weight is not None and not 0 < weight < float("inf"):
+            raise UsageError(f"{folder}: the weight of a folder is a number above 0")
+        pairs.append((folder, 1.0) if weight is None else (name, weight))
+    return tuple(pairs)
+
+
+def _train(
+    changes: Changes, output: Path | None, resume: bool, device: str, dry_run: bool, out: Output, **runtime: Any
+) -> None:
+    from sapnet_cli.training.plan import build_loss, build_trainer, plan_resumed, plan_run
+    from sapnet_cli.training.processes import join_processes, leave_processes
+    from sapnet_cli.training.run_folder import RunFolder
+    from sapnet_cli.training.trainer import Runtime
+
+    if output is None:
+        named = [name for key in ("data", "clean") for name, _ in changes.data.get(key, ())]
+        if not named:
+            raise UsageError("name the folder of the run with --output, or what to learn from with --data")
+        output = Path("runs") / Path(named[0]).resolve().stem
+    folder = RunFolder(output, runtime.pop("keep"))
+    if folder.holds_run and not (resume or dry_run):
+        raise UsageError(f"{output} holds a run already; add --resume to go on with it, or name another --output")
+    plan = plan_resumed(folder, changes) if resume and folder.holds_run else plan_run(changes)
+    processes = join_processes(device)
+    try:
+        loss = build_loss(plan)
+        data = _load(plan, processes, out)
+        if dry_run:
+            return
+        trainer = build_trainer(plan, data, loss, folder, processes, Runtime(**runtime), resume)
+        budget, precision = plan.training.budget, trainer.learner.precision_name
+        steps = f", {trainer.iterations} steps" if trainer.iterations and budget.unit != "iterations" else ""
+        out.info(
+            f"{'going on' if trainer.iteration else 'training'}: recipe {plan.training.recipe}, {budget.amount:g} "
+            f"{budget.unit}{steps}, on {processes.count} x {processes.device.type} in {precision}, "
+            f"into {output}" + (f", from step {trainer.iteration}" if trainer.iteration else "")
+        )
+        reporter = _Reporter(out)
+        with _Signals(out) as signals, out.progress(1.0, "training", counted=False):
+            finished = trainer.run(reporter, signals.came)
+        if finished:
+            best = f", best at validation: {trainer.best:.2f} dB in best.safetensors" if data.validation else ""
+            out.info(f"done: {output}/final.safetensors{best}")
+        else:
+            where = f"step {trainer.iteration} is saved in {output}, go on with --resume"
+            out.error(f"{'terminated' if signals.number == signal.SIGTERM else 'interrupted'}; {where}")
+            raise typer.Exit(128 + signal.SIGTERM if signals.number == signal.SIGTERM else EXIT_INTERRUPTED)
+    finally:
+        leave_processes()
+
+
+def _load(plan: Plan, processes: Processes, out: Output) -> TrainingData:
+    """Reads the data, and says what it found."""
+    import torch
+
+    from sapnet_cli.data.sets import load_data
+    from sapnet_cli.engine.hardware import free_memory
+
+    free = free_memory(torch.device("cpu"))
+    with out.progress(1.0, "reading pictures", counted=False):
+        data = load_data(
+            plan.data, free, lambda name, done, total: out.advance(done / total, f"{done} of {total} in {name}")
+        )
+    shown = len(data.problems) if out.verbose else 5
+    for problem in data.problems[:shown]:
+        out.warn(problem)
+    if len(data.problems) > shown:
+        out.warn(f"and {len(data.problems) - shown} more problems with pairs; --verbose names them all")
+    for line in data.summary:
+        out.info(line)
+    if not data.validation:
+        out.warn("nothing is held out, so that nothing will say how good the weights are; see --val and --held-out")
+    return data
+
+
+class _Reporter:
+    """Says how training goes: on a bar, in lines now and then where there is none, and in JSON."""
+
+    def __init__(self, out: Output) -> None:
+        self._out, self._spoke = out, 0.0
+
+    def __call__(self, report: Report) -> None:
+        metrics, out = report.metrics, self._out
+        out.json({**metrics, "progress": round(report.progress, 6)})
+        if report.validation:
+            ssim = f" / {metrics['ssim']:.4f}" if "ssim" in metrics else ""
+            rainy = metrics["psnr_rainy"]
+            out.info(f"step {report.iteration}: validation {metrics['psnr']:.2f} dB{ssim} (rainy input {rainy:.2f} dB)")
+            return
+        terms = ", ".join(
+            f"{name} {metrics[name]:.4f}" for name in ("ssim", "l1", "stages", "pcl", "lpips", "ubs") if name in metrics
+        )
+        status = f"step {report.iteration}, {terms}, {metrics['images_per_second']:.1f} images/s"
+        out.advance(report.progress, status)
+        if not out.shows_bar and time.monotonic() - self._spoke > LINES_EVERY:
+            self._spoke = time.monotonic()
+            left = report.seconds_left
+            ahead = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.1f} min"
+            out.info(f"{100 * report.progress:.1f} %, {status}, {ahead} left")
+
+
+class _Signals:
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the step; the second Ctrl-C stops at once."""
+
+    def __init__(self, out: Output) -> None:
+        self._out, self.number = out, 0
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def came(self) -> bool:
+        """Whether to stop."""
+        return bool(self.number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        self._out.info("saving after this step; Ctrl-C again stops at once")
+
+
+def _benchmark(changes: Changes, device: str, compiled: bool | None, out: Output) -> None:
+    """Times our step against the authors' and says what came out."""
+    from sapnet_cli.training.benchmark import time_steps
+    from sapnet_cli.training.plan import build_features, build_loss, build_segmentation, plan_run
+    from sapnet_cli.training.processes import join_processes
+
+    plan, processes = plan_run(changes, needs_data=False), join_processes(device)
+    config, losses = plan.training, plan.training.losses
+    features = (lambda: build_features(plan)) if losses.pcl or losses.lpips else None
+    segmentation = (lambda: build_segmentation(plan)) if losses.ubs else None
+    timing = time_steps(config, build_loss(plan), processes, bool(compiled), segmentation, features)
+    on = ", ".join(name for name in ("ssim", "l1", "pcl", "lpips", "ubs") if getattr(losses, name))
+    how = f"{timing.precision}{', compiled' if compiled else ''}"
+    ours, authors = config.batch / timing.ours, config.batch / timing.authors
+    out.json({"ours": ours, "authors": authors, "ratio": ours / authors, "precision": timing.precision, "losses": on})
+    out.info(f"{config.batch} crops of {config.patch}x{config.patch} a step, losses {on}, on {processes.device.type}:")
+    out.info(f"  the authors' loop   {authors:8.2f} images/s (fp32)")
+    out.info(f"  sapnet              {ours:8.2f} images/s ({how}), {ours / authors:.2f} times as many")

@@ -1,0 +1,226 @@
+"""Rain drawn on clean photos, after the optics of falling drops.
+
+What is drawn, from the drop to the file:
+
+- *Drops.* Diameters D follow Marshall and Palmer (1948), N(D) = 8000 exp(-4.1 R^-0.21 D) a cubic metre and
+  millimetre at a rain rate of R mm/h; they fall at Atlas's terminal velocity v = 9.65 - 10.3 exp(-0.6 D) m/s, slanted
+  by the wind.
+- *Streaks.* During the exposure T a drop at distance z smears over v T f / z pixels, f the focal length in pixels; it
+  is D f / z wide, softened by defocus. It lies on each of them for D / v only, so its opacity is D / (v T) (Garg and
+  Nayar, "Vision and rain", IJCV 2007): long exposures give long, faint streaks.
+- *Layers.* Shells of distance, from near, few, broad and blurred streaks to far, dense and fine ones, whose number
+  follows from the volume that the picture sees; behind them a veil, since all drops farther away melt into mist.
+- *Light.* A drop shows not what is behind it but the surroundings bent into it, mostly sky: the picture is mixed with
+  that light, and with the veil's, in linear light.
+- *Camera.* Exposure, of the clean picture too; then clipping, the sRGB curve and rounding to 8 bits.
+
+Photos that people want derained show rain stronger than the average of this; a factor on opacity covers both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sapnet_cli.data.pictures import Pixels
+
+Plane = NDArray[np.float32]
+
+DROPS_PER_CUBIC_METRE = 8000.0
+SMALLEST_DROP, LARGEST_DROP = 0.6, 6.0
+"""Diameters in millimetres; smaller ones are mist."""
+
+MOST_DROPS_PER_PIXEL = 0.04
+"""Denser layers are no streaks any more; what is over goes into the veil."""
+
+LONGEST_STREAK = 96
+"""In pixels; a longer one crosses the whole crop either way."""
+
+
+@dataclass(frozen=True)
+class RainConfig:
+    """Ranges that each picture's rain is drawn from, evenly over their logarithm unless said otherwise.
+
+    Attributes:
+        rate: rain rate in mm/h: 2 is light rain, 100 a cloudburst.
+        focal_length: in pixels; a photo 4000 wide by a normal lens has about 4000, shrunk to 500 about 500.
+        exposure_time: in seconds.
+        slant: standard deviation of the fall's angle from the vertical over pictures, in degrees.
+        strength: factor on the streaks' opacity.
+        coverage: mean opacity of all streaks over a picture, at the most; evenly. Beyond, nothing is left to be seen.
+        light: brightness of the light in the drops, linear, 1 for white; evenly.
+        veil: opacity of mist before the picture, evenly from 0 to this.
+        exposure: factors on the whole picture's linear light.
+        layers: distances in metres between which the streaks fall, near to far; each two neighbours are a layer.
+    """
+
+    rate: tuple[float, float] = (3.0, 120.0)
+    focal_length: tuple[float, float] = (350.0, 2500.0)
+    exposure_time: tuple[float, float] = (1 / 600, 1 / 40)
+    slant: float = 16.0
+    strength: tuple[float, float] = (1.0, 25.0)
+    coverage: tuple[float, float] = (0.01, 0.3)
+    light: tuple[float, float] = (0.35, 1.0)
+    veil: float = 0.25
+    exposure: tuple[float, float] = (0.8, 1.1)
+    layers: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0, 12.0, 24.0)
+
+
+class RainGenerator:
+    """Draws rain on clean pictures; the same random generator gives the same rain.
+
+    Args:
+        config: the ranges.
+        real_layers: layers of rain that were lifted off pictures, (H, W, 3) uint8 each; if there are any, half of the
+            pictures get one of them, added as the public sets were made, instead of drawn streaks.
+    """
+
+    def __init__(self, config: RainConfig | None = None, real_layers: Sequence[Pixels] = ()) -> None:
+        self.config, self.real_layers = config or RainConfig(), real_layers
+
+    def draw(self, clean: Pixels, random: np.random.Generator) -> tuple[Pixels, Pixels]:
+        """Rains on a picture.
+
+        Args:
+            clean: (H, W, 3) uint8.
+            random: decides everything.
+
+        Returns:
+            The rainy picture and its ground truth, which is `clean` at the camera's exposure.
+        """
+        if self.real_layers and random.random() < 0.5:
+            return self._add_real_layer(clean, random), clean
+        config = self.config
+        height, width = clean.shape[:2]
+        rate, focal, shutter, strength, gain = (
+            _log_uniform(random, *bounds)
+            for bounds in (config.rate, config.focal_length, config.exposure_time, config.strength, config.exposure)
+        )
+        slant = np.deg2rad(np.clip(random.normal(0, config.slant), -60, 60))
+        focus = random.uniform(3, 50)
+        scene = to_linear(clean) * np.float32(gain)
+        truth = to_srgb(scene)
+
+        shells = [
+            _draw_layer((height, width), near, far, rate, focal, shutter, slant, focus, random)
+            for near, far in zip(config.layers, config.layers[1:])
+        ]
+        covered = sum(float(layer.mean()) for layer, _ in shells)
+        strength = min(strength, random.uniform(*config.coverage) / max(covered, 1e-6))
+        seen_through = np.ones((height, width), np.float32)
+        for layer, _ in shells:
+            seen_through *= 1 - np.clip(layer * np.float32(strength), 0, 0.95)
+        opacity = 1 - seen_through
+        misty = sum(unseen for _, unseen in shells)
+        tint = 1 + random.normal(0, 0.03, 3).astype(np.float32)
+        light = np.clip(np.float32(random.uniform(*config.light)) * tint, 0, 1)
+        # mist is at most as bright as the scene's own bright parts, or it would turn night into day
+        glow = np.minimum(light, np.quantile(scene, 0.9).astype(np.float32) + 0.05)
+        veil = min(config.veil, random.uniform(0, config.veil) * (1 - np.exp(-misty * strength)))
+        density = (veil * _drifting((height, width), random))[..., None]
+        rainy = scene * (1 - density) + glow * density
+        rainy = rainy * (1 - opacity[..., None]) + light * opacity[..., None]
+        return to_srgb(rainy), truth
+
+    def _add_real_layer(self, clean: Pixels, random: np.random.Generator) -> Pixels:
+        height, width = clean.shape[:2]
+        layer = self.real_layers[int(random.integers(len(self.real_layers)))]
+        scale = float(random.choice((1.0, 1.0, 0.67, 0.5)))
+        rows, columns = round(height / scale), round(width / scale)
+        if layer.shape[0] < rows or layer.shape[1] < columns:
+            lacking = (max(0, rows - layer.shape[0]), max(0, columns - layer.shape[1]))
+            layer = np.pad(layer, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="symmetric")
+        top, left = (int(random.integers(size - part + 1)) for size, part in zip(layer.shape, (rows, columns)))
+        part: Pixels = layer[top : top + rows, left : left + columns]
+        if scale != 1:
+            part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        part = part[:, ::-1] if random.integers(2) else part
+        strength = random.uniform(0.5, 1.0) if random.integers(2) else 1.0
+        rainy: Pixels = np.clip(np.rint(clean + np.float32(strength) * part), 0, 255).astype(np.uint8)
+        return rainy
+
+
+def to_linear(pixels: Pixels) -> Plane:
+    """SRGB bytes to linear light in [0, 1] (IEC 61966-2-1)."""
+    value = np.arange(256, dtype=np.float64) / 255
+    table = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    return table.astype(np.float32)[pixels]
+
+
+def to_srgb(light: Plane) -> Pixels:
+    """Linear light to sRGB bytes, clipped and rounded."""
+    light = np.clip(light, 0, 1)
+    value = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
+    pixels: Pixels = np.rint(value * 255).astype(np.uint8)
+    return pixels
+
+
+def _draw_layer(
+    size: tuple[int, int],
+    near: float,
+    far: float,
+    rate: float,
+    focal: float,
+    shutter: float,
+    slant: float,
+    focus: float,
+    random: np.random.Generator,
+) -> tuple[Plane, float]:
+    """Opacity of the streaks between two distances, (H, W), and the mean opacity of those too many to be drawn."""
+    distance = np.sqrt(near * far)
+    pixels_per_metre = focal / distance
+    steepness = 4.1 * rate**-0.21
+    visible = np.exp(-steepness * SMALLEST_DROP) / steepness
+    # a drop large enough to fall at 8 m/s stands for the layer's streaks
+    length = float(np.clip(8.0 * shutter * pixels_per_metre, 1, LONGEST_STREAK))
+    margin = int(np.ceil(length / 2)) + 2
+    height, width = (side + 2 * margin for side in size)
+    volume = (height / pixels_per_metre) * (width / pixels_per_metre) * (far - near)
+    expected = DROPS_PER_CUBIC_METRE * visible * volume
+    # drops fall through the picture during the exposure: those that were above it at its start count too
+    most = MOST_DROPS_PER_PIXEL * height * width
+    count = int(random.poisson(min(expected, most)))
+    diameters = np.minimum(SMALLEST_DROP + random.exponential(1 / steepness, count), LARGEST_DROP)
+    speeds = 9.65 - 10.3 * np.exp(-0.6 * diameters)
+    widths = diameters / 1000 * pixels_per_metre
+    opacities = np.minimum(1, diameters / 1000 / (speeds * shutter)) * np.minimum(1, widths)
+    blur = 0.004 * focal * abs(1 / distance - 1 / focus)  # a lens with an aperture of 4 mm
+    sigma = float(np.sqrt((0.5 * np.median(widths) if count else 0.0) ** 2 / 3 + blur**2 + 0.45**2))
+    opacities = opacities * (0.45 / sigma)  # what is spread wider is fainter
+
+    canvas = np.zeros(height * width, np.float32)
+    places = random.integers(height * width, size=count)
+    np.add.at(canvas, places, opacities.astype(np.float32))
+    angle = slant + random.normal(0, 0.03)
+    streak = _streak(length, angle, sigma)
+    drawn = cv2.filter2D(canvas.reshape(height, width), cv2.CV_32F, streak, borderType=cv2.BORDER_CONSTANT)
+    layer: Plane = drawn[margin:-margin, margin:-margin].astype(np.float32)
+    unseen = max(0.0, expected - most) / most * float(opacities.mean()) if count else 0.0
+    return layer, float(unseen)
+
+
+def _streak(length: float, angle: float, sigma: float) -> Plane:
+    """One streak as a kernel: a line with a Gaussian cross-section and soft ends, 1 at its middle."""
+    half = int(np.ceil(length / 2 + 2 * sigma))
+    half = min(half, LONGEST_STREAK)
+    rows, columns = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
+    along = rows * np.cos(angle) + columns * np.sin(angle)
+    across = columns * np.cos(angle) - rows * np.sin(angle)
+    beyond = np.maximum(np.abs(along) - length / 2, 0)
+    kernel: Plane = np.exp(-(across**2 + beyond**2) / (2 * sigma**2)).astype(np.float32)
+    return kernel
+
+
+def _drifting(size: tuple[int, int], random: np.random.Generator) -> Plane:
+    """A slowly varying field around 1, (H, W): mist is never even."""
+    coarse = random.uniform(0.6, 1.4, (4, 4)).astype(np.float32)
+    field = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+    return np.clip(field, 0.3, 1.7).astype(np.float32)
+
+
+def _log_uniform(random: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(random.uniform(np.log(low), np.log(high))))

@@ -1,0 +1,168 @@
+"""One optimisation step: the network, its optimisers and its averaged weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, free_memory
+from sapnet_cli.errors import UsageError
+from sapnet_cli.losses.joint import JointLoss
+from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.training.config import StepShape, TrainingConfig
+from sapnet_cli.training.optimizers import build_optimizers
+from sapnet_cli.training.processes import Processes
+
+BYTES_PER_PIXEL_AND_UNIT = 1800 * 4
+"""What a step keeps for the backward pass in fp32, for each pixel of the batch and each unit, with a margin."""
+
+MEMORY_SHARE = 0.8
+"""Of the free memory, above which a step computes its units again in the backward pass instead of keeping them."""
+
+
+class Learner:
+    """The network while it learns.
+
+    Args:
+        config: what decides the run.
+        loss: what is minimised.
+        processes: this one and its fellows, whose gradients are averaged.
+        compiled: whether the network goes through `torch.compile`.
+        start: weights to begin with instead of random ones.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, loss: JointLoss, processes: Processes, compiled: bool, start: SAPNet | None = None
+    ) -> None:
+        self.config, self.processes, self.device = config, processes, processes.device
+        self.precision = choose_training_precision(config.precision, self.device)
+        self.loss: JointLoss = _channels_last(loss, self.device)
+        torch.manual_seed(config.seed)
+        model = SAPNet(config.model)
+        if start is not None:
+            model.load_state_dict(start.state_dict())
+        self.model: SAPNet = _channels_last(model, self.device)
+        self.averaged = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.updates = 0
+        self._optimizers = build_optimizers(self.model, config)
+        self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self._images = torch.compile(self.model.stage_images, dynamic=False) if compiled else self.model.stage_images
+        self._free_memory = free_memory(self.device) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    @property
+    def precision_name(self) -> str:
+        """What forward and backward are computed in, as the command line calls it."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype is self.precision)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate of the first optimiser at a position in the budget."""
+        return float(self._peaks[0] * self.config.rate(progress))
+
+    def learn(
+        self, rainy: NDArray[np.uint8], clean: NDArray[np.uint8], stages: int, progress: float
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """One step.
+
+        Args:
+            rainy: crops of this process, (B, H, W, 3).
+            clean: their ground truth, the same shape.
+            stages: units to run and to supervise.
+            progress: position in the budget, 0 to 1.
+
+        Returns:
+            The loss of this process and its terms, on the device: reading them waits for it.
+        """
+        shape = StepShape(stages, rainy.shape[1], rainy.shape[0])
+        inputs, targets = self._to_tensor(rainy), self._to_tensor(clean)
+        for optimizer, peak in zip(self._optimizers, self._peaks):
+            optimizer.param_groups[0]["lr"] = peak * self.config.rate(progress)
+            optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            images = self._images(inputs, stages, recompute=self._recomputes(shape))
+        total, terms = self.loss([image.float() for image in images], inputs, targets, progress, self._autocast)
+        self._scaler.scale(total).backward()
+        self.processes.average_gradients(self.model.parameters())
+        for optimizer in self._optimizers:
+            self._scaler.unscale_(optimizer)
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for optimizer in self._optimizers:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+        # early on the average would be of random weights: it is over fewer steps then
+        keep = min(self.config.ema, (1 + self.updates) / (10 + self.updates)) if self.config.ema else 0.0
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                self.averaged[name].lerp_(tensor, 1 - keep)
+        self.updates += 1
+        return total.detach(), terms
+
+    def averaged_model(self) -> SAPNet:
+        """The network with the averaged weights, on the CPU, ready for inference."""
+        model = SAPNet(self.config.model)
+        model.load_state_dict({name: tensor.cpu() for name, tensor in self.averaged.items()})
+        return model.eval().requires_grad_(False)
+
+    def state(self) -> dict[str, Any]:
+        """All that later steps depend on."""
+        return {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "scaler": self._scaler.state_dict(),
+            "updates": self.updates,
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave; raises what the mapping or PyTorch raise where it is of another network."""
+        self.model.load_state_dict(state["model"])
+        self.averaged = {name: tensor.to(self.device) for name, tensor in state["averaged"].items()}
+        for optimizer, saved in zip(self._optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        self._scaler.load_state_dict(state["scaler"])
+        self.updates = state["updates"]
+        torch.set_rng_state(state["random"])
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
+
+    def _recomputes(self, shape: StepShape) -> bool:
+        if self.config.recompute is not None:
+            return self.config.recompute
+        bytes_each = BYTES_PER_PIXEL_AND_UNIT // (1 if self.precision is torch.float32 else 2)
+        return shape.batch * shape.patch**2 * shape.stages * bytes_each > MEMORY_SHARE * self._free_memory
+
+    def _to_tensor(self, crops: NDArray[np.uint8]) -> Tensor:
+        """(B, H, W, 3) uint8 to (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
+        tensor = torch.from_numpy(crops)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+
+
+def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
+    """As `choose_precision`, but on GPUs `auto` takes bf16 where there is one: its gradients need no scaling.
+
+    Raises:
+        UsageError: no such precision, or fp16 elsewhere than on CUDA, where gradients are not scaled.
+    """
+    if name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    precision = choose_precision(name, device)
+    if precision is torch.float16 and device.type != "cuda":
+        raise UsageError("fp16 trains on CUDA only; use --precision bf16 or fp32")
+    return precision
+
+
+def _channels_last(module: Any, device: torch.device) -> Any:
+    """On the device, with its convolutions' kernels in the layout that is fastest there."""
+    return module.to(device=device, memory_format=torch.channels_last)

@@ -1,0 +1,273 @@
+"""Pairs are found in every layout, checked, split by scene, and cut into crops."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_pixels
+from PIL import Image
+
+from sapnet_cli.data.crops import Augmentation, BatchRequest, CropLoader, CropSampler, CropSource
+from sapnet_cli.data.pairs import find_pairs
+from sapnet_cli.data.pictures import CheckedPair, PictureCache, check_pairs, read_pair, split_scenes
+from sapnet_cli.data.rain import RainGenerator
+from sapnet_cli.data.sets import DataConfig, load_data
+from sapnet_cli.errors import UsageError
+
+LAYOUTS = [
+    ("input/{}.png", "target/{}.png"),
+    ("input/{}.png", "gt/{}.jpg"),
+    ("rainy/{}.png", "gt/{}.png"),
+    ("Rain/{}.png", "Norain/{}.png"),
+    ("rain/norain-{}x2.png", "norain/norain-{}.png"),
+    ("rainy/rain-00{}.png", "norain-00{}.png"),
+    ("rain-{}.png", "norain-{}.png"),
+    ("rainy_image/{}_1.jpg", "ground_truth/{}.jpg"),
+]
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_pairs(folder: Path, count: int = 4, side: int = 48) -> Path:
+    """Pairs of noise, one in twenty pixels of the rainy ones white."""
+    for number in range(1, count + 1):
+        clean = random_pixels(side, side + 16, seed=number)
+        streaks = np.random.default_rng(number).random((side, side + 16, 1)) > 0.95
+        save(folder / "input" / f"{number}.png", np.where(streaks, 255, clean).astype(np.uint8))
+        save(folder / "target" / f"{number}.png", clean)
+    return folder
+
+
+@pytest.mark.parametrize(("rainy", "clean"), LAYOUTS)
+def test_layouts_of_pairs(rainy: str, clean: str, tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        for name in (rainy, clean):
+            save(tmp_path / name.format(number), random_pixels(8, 8))
+    save(tmp_path / rainy.format(3), random_pixels(8, 8))
+    save(tmp_path / clean.format(4), random_pixels(8, 8))
+    listing = find_pairs(tmp_path)
+    expected = [(tmp_path / rainy.format(number), tmp_path / clean.format(number)) for number in (1, 2, 10)]
+    assert [(pair.rainy, pair.clean) for pair in listing.pairs] == expected
+    assert len(listing.problems) == 2
+    assert str(tmp_path / rainy.format(3)) in listing.problems[0]
+    assert str(tmp_path / clean.format(4)) in listing.problems[1]
+
+
+def test_several_rains_on_one_scene(tmp_path: Path) -> None:
+    for name in ("rainy_image/7_1.jpg", "rainy_image/7_2.jpg", "rainy_image/7_10.jpg", "ground_truth/7.jpg"):
+        save(tmp_path / name, random_pixels(8, 8))
+    pairs = find_pairs(tmp_path).pairs
+    assert [pair.rainy.name for pair in pairs] == ["7_1.jpg", "7_2.jpg", "7_10.jpg"]
+    assert {pair.clean.name for pair in pairs} == {"7.jpg"}
+
+
+@pytest.mark.parametrize("side_by_side", ["clean-left", "clean-right"])
+def test_pairs_side_by_side(side_by_side: str, tmp_path: Path) -> None:
+    left, right = random_pixels(8, 10), random_pixels(8, 10, seed=1)
+    for name in ("10.png", "2.png"):
+        save(tmp_path / name, np.concatenate((left, right), axis=1))
+    with pytest.raises(UsageError, match="give --side-by-side"):
+        find_pairs(tmp_path)
+    listing = find_pairs(tmp_path, side_by_side)  # type: ignore[arg-type]
+    assert [pair.rainy.name for pair in listing.pairs] == ["2.png", "10.png"]
+    rainy, clean = read_pair(listing.pairs[0])
+    assert np.array_equal(clean, left if side_by_side == "clean-left" else right)
+    assert np.array_equal(rainy, right if side_by_side == "clean-left" else left)
+
+
+@pytest.mark.parametrize("header", ["", "clean,rainy\n"])
+def test_pairs_from_a_csv_file(header: str, tmp_path: Path) -> None:
+    write_pairs(tmp_path, 2)
+    columns = ("target", "input") if header else ("input", "target")
+    rows = [f"{columns[0]}/{number}.png,{columns[1]}/{number}.png\n" for number in (1, 2, 3)]
+    (tmp_path / "pairs.csv").write_text(header + "".join(rows) + "alone.png\n\n")
+    listing = find_pairs(tmp_path / "pairs.csv")
+    assert [pair.rainy for pair in listing.pairs] == [tmp_path / "input" / f"{number}.png" for number in (1, 2)]
+    assert listing.problems[0].endswith("3.png does not exist")
+    assert "expected two paths" in listing.problems[1]
+    (tmp_path / "pairs.csv").write_text("nothing.png,nowhere.png\n")
+    with pytest.raises(UsageError, match="no line names two files"):
+        find_pairs(tmp_path / "pairs.csv")
+
+
+def test_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no rainy and clean pairs found"):
+        find_pairs(tmp_path)
+    with pytest.raises(UsageError, match="neither a folder"):
+        find_pairs(tmp_path / "nowhere")
+
+
+def test_bad_pairs_are_named_and_left_out(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 8)
+    (tmp_path / "input" / "1.png").write_text("no picture")
+    whole = (tmp_path / "input" / "2.png").read_bytes()
+    (tmp_path / "input" / "2.png").write_bytes(whole[: len(whole) // 2])
+    save(tmp_path / "target" / "3.png", random_pixels(48, 65))
+    (tmp_path / "target" / "4.png").unlink()
+    save(tmp_path / "input" / "5.png", random_pixels(8, 64))
+    save(tmp_path / "target" / "5.png", random_pixels(8, 64))
+    data = load_data(DataConfig(data=((str(tmp_path), 1.0),), held_out=0.3), 2**30)
+    assert sorted(Path(problem.split(":")[0].split(" ")[0]).name for problem in data.problems) == [
+        f"{number}.png" for number in (1, 2, 3, 4, 5)
+    ]
+    assert any("is 64x48, but" in problem for problem in data.problems)
+    assert any("too small" in problem for problem in data.problems)
+    assert len(data.sources[0].pairs) == 2
+    assert len(data.validation) == 1
+    assert "3 pairs, 3 of 64x48; 2 to train on, 1 held out" in data.summary[0]
+
+
+def test_too_few_good_pairs(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 2)
+    (tmp_path / "input" / "1.png").write_text("no picture")
+    with pytest.raises(UsageError, match=r"only 1 good pairs(?s:.*)1\.png: not a picture"):
+        load_data(DataConfig(data=((str(tmp_path), 1.0),)), 2**30)
+
+
+def test_scenes_are_split_over_all_sets_by_what_they_show() -> None:
+    def pair(name: str, scene: str) -> CheckedPair:
+        from sapnet_cli.data.pairs import Pair
+
+        return CheckedPair(Pair(Path(name), Path(name)), (64, 64), scene)
+
+    light = [pair(f"light{number}", f"scene{number}") for number in range(40)]
+    heavy = [pair(f"heavy{number}", f"scene{number}") for number in range(60)]
+    train, held = split_scenes([light, heavy], 0.1, seed=0)
+    assert [len(each) for each in held] == [4, 6]
+    assert not {each.scene for each in train[0] + train[1]} & {each.scene for each in held[0] + held[1]}
+    assert split_scenes([light, heavy], 0.1, seed=0) == (train, held)
+    assert split_scenes([light, heavy], 0.1, seed=1) != (train, held)
+    assert split_scenes([light], 0.0, seed=0) == ([light], [[]])
+
+
+def test_pairs_to_validate_on_are_never_trained_on(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "all", 6)
+    write_pairs(tmp_path / "val", 2)
+    data = load_data(DataConfig(data=((str(tmp_path / "all"), 1.0),), validation=(str(tmp_path / "val"),)), 2**30)
+    assert len(data.sources[0].pairs) == 4
+    assert len(data.validation) == 2
+    assert "2 pairs show scenes of the validation folders" in data.problems[0]
+
+
+def sampler(folder: Path, augmentation: Augmentation | None = None, capacity: int = 2**30) -> CropSampler:
+    cache = PictureCache(capacity)
+    pairs, problems = check_pairs(find_pairs(folder).pairs, cache)
+    assert not problems
+    return CropSampler([CropSource(tuple(pairs))], cache, 0, augmentation)
+
+
+def test_crops_of_a_pair_stay_together(tmp_path: Path) -> None:
+    rainy, clean = sampler(write_pairs(tmp_path)).batch(BatchRequest(0, 0, 16, 24))
+    assert rainy.shape == clean.shape == (16, 24, 24, 3)
+    touched = (rainy != clean).any(axis=3)
+    assert 0.01 < touched.mean() < 0.1
+    assert (rainy[touched] == 255).all()
+
+
+def test_crops_are_the_same_for_any_split_over_processes_threads_and_memory(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path)
+    whole = sampler(folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5))
+    expected = whole.batch(BatchRequest(7, 0, 4, 24))
+    uncached = sampler(folder, whole.augmentation, capacity=0)
+    assert len(uncached.cache) == 0
+    halves = [uncached.batch(BatchRequest(7, first, 2, 24)) for first in (0, 2)]
+    for index in range(2):
+        assert np.array_equal(expected[index], np.concatenate([half[index] for half in halves]))
+    loader = CropLoader(whole, workers=2)
+    for iteration in (5, 6, 7):
+        crops = loader.get(BatchRequest(iteration, 0, 4, 24), last=7)
+    assert np.array_equal(crops[0], expected[0])
+    larger, _ = loader.get(BatchRequest(8, 0, 1, 32), last=7)
+    assert larger.shape == (1, 32, 32, 3)
+    loader.close()
+    assert not np.array_equal(expected[0], whole.batch(BatchRequest(8, 0, 4, 24))[0])
+
+
+@pytest.mark.parametrize("change", ["recombine", "mix", "faint", "fine"])
+def test_augmentation_changes_the_rain(change: str, tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path)
+
+    def strength(augmentation: Augmentation) -> float:
+        rainy, clean = sampler(folder, augmentation).batch(BatchRequest(0, 0, 64, 24))
+        return float(np.abs(rainy.astype(int) - clean).mean())
+
+    plain, changed = strength(Augmentation()), strength(Augmentation(**{change: 1.0}))
+    assert {
+        "recombine": 0.5 * plain < changed < 1.1 * plain,
+        "mix": changed > 1.2 * plain,
+        "faint": changed < 0.75 * plain,
+        "fine": 0.5 * plain < changed < 1.5 * plain,
+    }[change]
+    assert changed != plain
+
+
+def test_pictures_smaller_than_the_crop_are_mirrored(tmp_path: Path) -> None:
+    rainy, clean = sampler(write_pairs(tmp_path, side=32)).batch(BatchRequest(0, 0, 4, 64))
+    assert rainy.shape == clean.shape == (4, 64, 64, 3)
+
+
+def test_rain_is_drawn_on_clean_photos(tmp_path: Path) -> None:
+    for number in range(4):
+        save(tmp_path / "clean" / f"{number}.png", random_pixels(64, 64, seed=number))
+        save(tmp_path / "layers" / f"{number}.png", np.full((64, 64, 3), 40, np.uint8))
+    config = DataConfig(clean=((str(tmp_path / "clean"), 1.0),), rain_layers=(str(tmp_path / "layers"),))
+    data = load_data(config, 2**30)
+    crops = CropSampler(data.sources, data.cache, 0)
+    rainy, clean = crops.batch(BatchRequest(0, 0, 32, 32))
+    assert (rainy != clean).any(axis=(1, 2, 3)).all()
+    from_layers = [(r == np.minimum(255, c.astype(int) + r[0, 0] - c[0, 0])).all() for r, c in zip(rainy, clean)]
+    assert 4 < sum(from_layers) < 28
+    assert np.array_equal(rainy, crops.batch(BatchRequest(0, 0, 32, 32))[0])
+    with pytest.raises(UsageError, match="--clean"):
+        load_data(DataConfig(rain_layers=(str(tmp_path / "layers"),)), 2**30)
+
+
+def test_drawn_rain_brightens_dark_scenes_and_varies() -> None:
+    generator, dark = RainGenerator(), np.full((96, 96, 3), 30, np.uint8)
+    means = []
+    for seed in range(24):
+        rainy, clean = generator.draw(dark, np.random.default_rng(seed))
+        assert rainy.dtype == clean.dtype == np.uint8
+        assert rainy.shape == clean.shape == dark.shape
+        assert np.array_equal(rainy, generator.draw(dark, np.random.default_rng(seed))[0])
+        assert (rainy >= clean).all()
+        assert clean.min() == clean.max(), "the ground truth has no rain"
+        means.append(float(rainy.mean()) - float(clean.mean()))
+    assert min(means) < 5
+    assert max(means) > 25
+
+
+def test_streaks_are_long_when_the_shutter_is_slow() -> None:
+    from sapnet_cli.data.rain import RainConfig
+
+    def elongation(seconds: float) -> float:
+        config = RainConfig(exposure_time=(seconds, seconds), slant=0.0, veil=0.0, focal_length=(800.0, 800.0))
+        correlations = []
+        for seed in range(8):
+            rainy, _ = RainGenerator(config).draw(np.full((96, 96, 3), 40, np.uint8), np.random.default_rng(seed))
+            plane = rainy[..., 1].astype(float) - rainy[..., 1].mean()
+            correlations.append((plane[12:] * plane[:-12]).mean() / max(plane.var(), 1e-9))
+        return float(np.mean(correlations))
+
+    assert elongation(1 / 40) > elongation(1 / 2000) + 0.2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell's file names")
+def test_a_folder_that_ends_in_a_number_is_not_a_weight(tmp_path: Path) -> None:
+    from sapnet_cli.cli.train import _weighted
+
+    (tmp_path / "set:2").mkdir()
+    assert _weighted([f"{tmp_path}/set:2", "other:3", "third", "c:/data"]) == (
+        (f"{tmp_path}/set:2", 1.0),
+        ("other", 3.0),
+        ("third", 1.0),
+        ("c:/data", 1.0),
+    )
+    with pytest.raises(UsageError, match="above 0"):
+        _weighted(["set:0"])
