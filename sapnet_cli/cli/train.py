@@ -366,16 +366,24 @@ def _train(
             raise UsageError("name the folder of the run with --output, or what to learn from with --data")
         output = Path("runs") / Path(named[0]).resolve().stem
     folder = RunFolder(output, runtime.pop("keep"))
-    if folder.holds_run and not (resume or dry_run):
+
+    def start() -> tuple[Plan, dict[str, Any] | None]:
+        if not folder.holds_run:
+            return plan_run(changes), None
+        if resume:
+            return plan_resumed(folder, changes), folder.load()
+        if dry_run:
+            return plan_run(changes), None
         raise UsageError(f"{output} holds a run already; add --resume to go on with it, or name another --output")
-    plan = plan_resumed(folder, changes) if resume and folder.holds_run else plan_run(changes)
+
     processes = join_processes(device)
     try:
+        plan, state = processes.share(start)
         loss = build_loss(plan)
         data = _load(plan, processes, out)
         if dry_run:
             return
-        trainer = build_trainer(plan, data, loss, folder, processes, Runtime(**runtime), resume)
+        trainer = build_trainer(plan, data, loss, folder, processes, Runtime(**runtime), state)
         budget, precision = plan.training.budget, trainer.learner.precision_name
         steps = f", {trainer.iterations} steps" if trainer.iterations and budget.unit != "iterations" else ""
         out.info(
@@ -385,7 +393,12 @@ def _train(
         )
         reporter = _Reporter(out)
         with _Signals(out) as signals, out.progress(1.0, "training", counted=False):
-            finished = trainer.run(reporter, signals.came)
+
+            def goes_on(progress: float) -> bool:
+                reporter.moved(progress)
+                return not signals.number
+
+            finished = trainer.run(reporter, goes_on)
         if finished:
             best = f", best at validation: {trainer.best:.2f} dB in best.safetensors" if data.validation else ""
             out.info(f"done: {output}/final.safetensors{best}")
@@ -425,7 +438,7 @@ class _Reporter:
     """Says how training goes: on a bar, in lines now and then where there is none, and in JSON."""
 
     def __init__(self, out: Output) -> None:
-        self._out, self._spoke = out, 0.0
+        self._out, self._spoke, self._status = out, 0.0, ""
 
     def __call__(self, report: Report) -> None:
         metrics, out = report.metrics, self._out
@@ -438,13 +451,16 @@ class _Reporter:
         terms = ", ".join(
             f"{name} {metrics[name]:.4f}" for name in ("ssim", "l1", "stages", "pcl", "lpips", "ubs") if name in metrics
         )
-        status = f"step {report.iteration}, {terms}, {metrics['images_per_second']:.1f} images/s"
-        out.advance(report.progress, status)
+        self._status = status = f"step {report.iteration}, {terms}, {metrics['images_per_second']:.1f} images/s"
         if not out.shows_bar and time.monotonic() - self._spoke > LINES_EVERY:
             self._spoke = time.monotonic()
             left = report.seconds_left
             ahead = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.1f} min"
             out.info(f"{100 * report.progress:.1f} %, {status}, {ahead} left")
+
+    def moved(self, progress: float) -> None:
+        """A step is done."""
+        self._out.advance(progress, self._status)
 
 
 class _Signals:
@@ -461,10 +477,6 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def came(self) -> bool:
-        """Whether to stop."""
-        return bool(self.number)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
             raise KeyboardInterrupt
@@ -477,12 +489,15 @@ def _benchmark(changes: Changes, device: str, compiled: bool | None, out: Output
     from sapnet_cli.training.benchmark import time_steps
     from sapnet_cli.training.plan import build_features, build_loss, build_segmentation, plan_run
     from sapnet_cli.training.processes import join_processes
+    from sapnet_cli.training.trainer import COMPILE_ITERATIONS, compiling_pays
 
     plan, processes = plan_run(changes, needs_data=False), join_processes(device)
     config, losses = plan.training, plan.training.losses
+    if compiled is None:  # as in a long run
+        compiled = compiling_pays(config, COMPILE_ITERATIONS, processes.device)
     features = (lambda: build_features(plan)) if losses.pcl or losses.lpips else None
     segmentation = (lambda: build_segmentation(plan)) if losses.ubs else None
-    timing = time_steps(config, build_loss(plan), processes, bool(compiled), segmentation, features)
+    timing = time_steps(config, build_loss(plan), processes, compiled, segmentation, features)
     on = ", ".join(name for name in ("ssim", "l1", "pcl", "lpips", "ubs") if getattr(losses, name))
     how = f"{timing.precision}{', compiled' if compiled else ''}"
     ours, authors = config.batch / timing.ours, config.batch / timing.authors

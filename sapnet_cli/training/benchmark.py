@@ -142,7 +142,8 @@ def _released_steps(
             # theirs goes through float(), so it has no gradient, and stops after the first crop
             with torch.no_grad():
                 first, second = (features(1 - each[:1]) for each in (out, targets))
-                total = total + weights.lpips * float(sum((a - b).square().mean() for a, b in zip(first, second)))
+            difference = sum((a - b).square().mean() for a, b in zip(first, second))
+            total = total + weights.lpips * float(difference)
         if build_segmentation is not None:
             total = total + weights.ubs * background_segmentation_loss(build_segmentation().to(device)(out))
         total.backward()  # type: ignore[no-untyped-call]

@@ -44,6 +44,9 @@ class Learner:
         self.config, self.processes, self.device = config, processes, processes.device
         self.precision = choose_training_precision(config.precision, self.device)
         self.loss: JointLoss = _channels_last(loss, self.device)
+        for module in self.loss.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(self.precision)  # frozen: autocast would round these weights anew at every step
         torch.manual_seed(config.seed)
         model = SAPNet(config.model)
         if start is not None:

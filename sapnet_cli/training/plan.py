@@ -22,6 +22,9 @@ from sapnet_cli.training.trainer import Runtime, Trainer
 
 SEGMENTATION_DEPTHS = {"resnet101": 101, "resnet50": 50}
 
+MINUTES_PER_VALIDATION = 2.0
+"""Short runs are validated less often than long ones, which would cost them too much of their time."""
+
 DEFAULT_BUDGETS = {"default": Budget(60, "minutes"), "paper": Budget(100, "epochs")}
 
 
@@ -74,7 +77,12 @@ def plan_run(changes: Changes, needs_data: bool = True) -> Plan:
     base = TrainingConfig(**{"budget": DEFAULT_BUDGETS[recipe], **RECIPES[recipe]})
     if changes.start is not None:
         base = replace(base, model=load_checkpoint(locate_weights(changes.start)).config)
-    return _apply(Plan(DataConfig(), base), changes)
+    plan = _apply(Plan(DataConfig(), base), changes)
+    budget = plan.training.budget
+    if budget.unit == "minutes" and "validations" not in changes.training:
+        few = max(1, int(budget.amount / MINUTES_PER_VALIDATION))
+        plan = replace(plan, training=replace(plan.training, validations=min(few, plan.training.validations)))
+    return plan
 
 
 def plan_resumed(folder: RunFolder, changes: Changes) -> Plan:
@@ -140,15 +148,14 @@ def build_trainer(
     folder: RunFolder,
     processes: Processes,
     runtime: Runtime,
-    resume: bool,
+    state: Mapping[str, Any] | None = None,
 ) -> Trainer:
-    """A trainer at the beginning of its run, or where the folder's last checkpoint left it.
+    """A trainer at the beginning of its run, or where a checkpoint left it.
 
     Raises:
-        UsageError: the folder holds a run, and it is not to be taken up; or the data is not the run's.
+        UsageError: the pictures are not those of the run that is taken up.
         CheckpointError: the checkpoint, or the weights to begin with, are damaged.
     """
-    state = folder.load() if resume and folder.holds_run else None
     start = load_checkpoint(locate_weights(plan.start)) if plan.start is not None and state is None else None
     trainer = Trainer(plan.training, data, loss, folder, processes, runtime, start)
     if state is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from sapnet_cli.engine.hardware import choose_device
 from sapnet_cli.errors import UsageError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ class Processes:
         said = torch.tensor([progress if self.first else 0.0, float(stop)], dtype=torch.float64, device=self.device)
         dist.all_reduce(said)
         return float(said[0]), bool(said[1])
+
+    def share(self, make: Callable[[], Value]) -> Value:
+        """What the first process makes, in all of them: the others may be on machines without its files."""
+        if self.count == 1:
+            return make()
+        made = [make() if self.first else None]
+        dist.broadcast_object_list(made, src=0)
+        return cast(Value, made[0])
 
     def _mean(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

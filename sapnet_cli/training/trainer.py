@@ -108,7 +108,10 @@ class Trainer:
         self.config, self.data, self.folder, self.processes = config, data, folder, processes
         self.runtime = runtime or Runtime()
         self.iterations = planned_iterations(config, data.pixels, processes.count)
-        self.learner = Learner(config, loss, processes, self._compiles(), start)
+        compiled = self.runtime.compile
+        if compiled is None:
+            compiled = compiling_pays(config, self.iterations, processes.device)
+        self.learner = Learner(config, loss, processes, compiled, start)
         self.iteration, self.seconds, self.validated, self.best = 0, 0.0, 0, -math.inf
         self.scores: dict[str, float] = {}
         self._loader = CropLoader(
@@ -124,14 +127,14 @@ class Trainer:
             return min(1.0, self.iteration / self.iterations)
         return min(1.0, self.seconds / (60 * self.config.budget.amount))
 
-    def run(self, report: Callable[[Report], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
+    def run(self, report: Callable[[Report], None], goes_on: Callable[[float], bool] = lambda progress: True) -> bool:
         """Trains until the budget is spent or somebody interrupts.
 
         Writes checkpoints, metrics, samples and, at the end, the weights.
 
         Args:
             report: is told of every `REPORT_EVERY` steps and of each validation.
-            interrupted: is asked after each step whether to stop.
+            goes_on: is told the progress after each step, and asked whether to go on.
 
         Returns:
             Whether the budget is spent; if not, the run can be taken up.
@@ -147,7 +150,8 @@ class Trainer:
             while progress < 1 and not stop:
                 self.step(progress)
                 self.seconds = time.perf_counter() - began
-                progress, stop = self.progress, interrupted()
+                progress = self.progress
+                stop = not goes_on(progress)
                 at_round = self.iteration % REPORT_EVERY == 0
                 if self.iterations is None or at_round:
                     progress, stop = self.processes.agree(progress, stop)
@@ -219,15 +223,6 @@ class Trainer:
             raise CheckpointError(f"the checkpoint is of another network or version ({error})") from error
         if self.processes.first:
             self.folder.rewind(self.iteration)
-
-    def _compiles(self) -> bool:
-        if self.runtime.compile is not None:
-            return self.runtime.compile
-        kind = self.processes.device.type
-        if kind == "mps" or (kind == "cpu" and not (shutil.which("g++") or shutil.which("c++"))):
-            return False
-        minutes = self.config.budget.amount if self.config.budget.unit == "minutes" else 0.0
-        return minutes >= COMPILE_MINUTES or (self.iterations or 0) >= COMPILE_ITERATIONS
 
     def _check_losses(self) -> dict[str, float]:
         """Means over the steps since the last look, over all processes.
@@ -301,6 +296,15 @@ def planned_iterations(config: TrainingConfig, pixels: int, processes: int) -> i
     if config.budget.unit == "iterations":
         return max(1, round(config.budget.amount))
     return max(1, math.ceil(config.budget.amount * pixels / (config.patch**2 * config.batch * processes)))
+
+
+def compiling_pays(config: TrainingConfig, iterations: int | None, device: torch.device) -> bool:
+    """Whether a run is long enough for `torch.compile`, and the machine able."""
+    if device.type == "mps" or (device.type == "cpu" and not (shutil.which("g++") or shutil.which("c++"))):
+        return False
+    if iterations is None:
+        return config.budget.amount >= COMPILE_MINUTES
+    return iterations >= COMPILE_ITERATIONS
 
 
 def _score(pictures: Sequence[ValidationPicture], derained: Sequence[NDArray[Any]]) -> dict[str, float]:
