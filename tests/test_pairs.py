@@ -134,7 +134,7 @@ def test_scenes_are_split_over_all_sets_by_what_they_show() -> None:
     def pair(name: str, scene: str) -> CheckedPair:
         from sapnet_cli.data.pairs import Pair
 
-        return CheckedPair(Pair(Path(name), Path(name)), (64, 64), scene)
+        return CheckedPair(Pair(Path(name), Path(name)), (64, 64), scene, name)
 
     light = [pair(f"light{number}", f"scene{number}") for number in range(40)]
     heavy = [pair(f"heavy{number}", f"scene{number}") for number in range(60)]

@@ -213,8 +213,8 @@ def test_schedules() -> None:
     shapes = [default.shape(progress) for progress in (0, 0.34, 0.36, 0.79, 0.81, 1.0)]
     assert [shape.stages for shape in shapes] == [3, 3, 6, 6, 6, 6]
     assert [(shape.patch, shape.batch) for shape in shapes] == [(64, 8)] * 4 + [(128, 2)] * 2
-    assert planned_iterations(paper, pixels=18 * 10000 * 5, processes=1) == 500
-    assert planned_iterations(paper, pixels=18 * 10000 * 5, processes=2) == 250
+    assert planned_iterations(paper, pixels=8 * 10000 * 5, processes=1) == 500
+    assert planned_iterations(paper, pixels=8 * 10000 * 5, processes=2) == 250
     assert planned_iterations(default, 1, 1) is None
 
 
@@ -300,7 +300,8 @@ def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(pairs: Path, tmp_
     assert not (tmp_path / "killed" / "final.safetensors").exists()
     refused = run(killed, code=2)
     assert "add --resume" in refused.stderr
-    resumed = run(command("-o", tmp_path / "killed", "--resume", "--no-compile"))
+    pairs.rename(tmp_path / "moved")
+    resumed = run(command("-o", tmp_path / "killed", "--data", tmp_path / "moved", "--resume", "--no-compile"))
     assert "going on" in resumed.stderr
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     metrics = []
@@ -312,6 +313,9 @@ def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(pairs: Path, tmp_
     assert metrics[0] == metrics[1]
     other = run(command("-o", tmp_path / "killed", "--resume", "--learning-rate", 0.5), code=2)
     assert "learning_rate" in other.stderr
+    (tmp_path / "killed" / "last.ckpt").unlink()  # as if it had been killed before the first checkpoint
+    begun = run(command("-o", tmp_path / "killed", "--data", tmp_path / "moved", "--resume", "--dry-run"))
+    assert "8 pairs" in begun.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")

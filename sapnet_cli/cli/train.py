@@ -368,13 +368,11 @@ def _train(
     folder = RunFolder(output, runtime.pop("keep"))
 
     def start() -> tuple[Plan, dict[str, Any] | None]:
-        if not folder.holds_run:
-            return plan_run(changes), None
-        if resume:
-            return plan_resumed(folder, changes), folder.load()
-        if dry_run:
-            return plan_run(changes), None
-        raise UsageError(f"{output} holds a run already; add --resume to go on with it, or name another --output")
+        if resume and folder.was_begun:
+            return plan_resumed(folder, changes), folder.load() if folder.holds_run else None
+        if folder.holds_run and not dry_run:
+            raise UsageError(f"{output} holds a run already; add --resume to go on with it, or name another --output")
+        return plan_run(changes), None
 
     processes = join_processes(device)
     try:

@@ -35,11 +35,13 @@ class CheckedPair:
         pair: where it lies.
         size: width and height of either picture.
         scene: digest of the clean pixels; pairs with equal digests show one scene under different rain.
+        rain: digest of the rainy pixels.
     """
 
     pair: Pair
     size: tuple[int, int]
     scene: str
+    rain: str
 
 
 class PictureCache:
@@ -148,24 +150,23 @@ def describe_sizes(pairs: Sequence[CheckedPair]) -> str:
 
 def fingerprint(sets: Sequence[Sequence[CheckedPair]]) -> str:
     """Digest of the pictures and their order, by which a resumed run knows its data again."""
-    lines = [
-        f"{number} {pair.size} {pair.scene} {pair.pair.rainy.name}"
-        for number, pairs in enumerate(sets)
-        for pair in pairs
-    ]
+    lines = [f"{number} {pair.size} {pair.scene} {pair.rain}" for number, pairs in enumerate(sets) for pair in pairs]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _check(pair: Pair, cache: PictureCache) -> CheckedPair | str:
     try:
-        _, clean = cache.read(pair)
+        rainy, clean = cache.read(pair)
     except ImageError as error:
         return str(error)
     height, width = clean.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         return f"{pair.rainy}: {width}x{height} is too small to learn from"
-    digest = hashlib.blake2b(np.ascontiguousarray(clean).data, digest_size=16).hexdigest()
-    return CheckedPair(pair, (width, height), digest)
+    return CheckedPair(pair, (width, height), _digest(clean), _digest(rainy))
+
+
+def _digest(pixels: Pixels) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
 
 
 def _read(path: Path) -> Pixels:

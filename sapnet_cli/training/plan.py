@@ -105,7 +105,7 @@ def plan_resumed(folder: RunFolder, changes: Changes) -> Plan:
         raise CheckpointError(f"{folder.path}: its config.json makes no sense ({error}); begin another run") from error
     recipe = changes.recipe or plan.training.recipe
     for part, now, then in (
-        ("data", asdict(asked.data), asdict(plan.data)),
+        ("data", _without_places(asked.data), _without_places(plan.data)),
         ("training", {**asdict(asked.training), "recipe": recipe}, asdict(plan.training)),
         ("start", {"weights": asked.start}, {"weights": plan.start}),
     ):
@@ -113,9 +113,9 @@ def plan_resumed(folder: RunFolder, changes: Changes) -> Plan:
             if now[name] != then[name]:
                 raise UsageError(
                     f"{folder.path}: this run began with {part} {name} = {then[name]}, which cannot become "
-                    f"{now[name]}; leave the option out, or begin another run"
+                    f"{now[name]}; leave the option out, or begin another run, from these weights with --weights"
                 )
-    return replace(plan, backbones=asked.backbones)
+    return replace(plan, data=asked.data, backbones=asked.backbones)
 
 
 def build_loss(plan: Plan) -> JointLoss:
@@ -163,6 +163,16 @@ def build_trainer(
     elif processes.first:
         folder.begin(asdict(plan))
     return trainer
+
+
+def _without_places(data: DataConfig) -> dict[str, Any]:
+    """What must not change while a run goes on: folders may have moved, and the pictures are compared anyway."""
+    fields = asdict(data)
+    for name in ("data", "clean"):
+        fields[name] = tuple(weight for _, weight in fields[name])
+    for name in ("rain_layers", "validation"):
+        fields[name] = len(fields[name])
+    return fields
 
 
 def _folder(plan: Plan) -> Path | None:

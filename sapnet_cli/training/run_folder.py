@@ -47,8 +47,13 @@ class RunFolder:
         self._events: SummaryWriter | None = None
 
     @property
+    def was_begun(self) -> bool:
+        """Whether a run was begun here, be it that nothing of it was saved."""
+        return (self.path / CONFIG).exists()
+
+    @property
     def holds_run(self) -> bool:
-        """Whether a run was begun here that can be taken up."""
+        """Whether there is a checkpoint to go on from."""
         return (self.path / LAST).exists()
 
     def begin(self, config: Mapping[str, Any]) -> None:
