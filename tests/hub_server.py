@@ -1,4 +1,4 @@
-"""A model hub on loopback: real HTTP, so that the real client is tested."""
+"""A model hub, and a GitHub of plain files, on loopback: real HTTP, so that the real clients are tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMIT = "a" * 40
 
 @contextmanager
 def serve(files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """Serves files, named `owner/repository/file`, as the Hub does.
+    """Serves files: those named `owner/repository/file` as the Hub does, all by their plain names as GitHub does.
 
     Yields:
         The address for `HF_ENDPOINT`, and a list that fills with the requests.
@@ -32,8 +32,10 @@ def serve(files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
 
         def answer(self, with_body: bool) -> None:
             requests.append(f"{self.command} {self.path}")
-            owner, repository, kind, _, *names = self.path.lstrip("/").split("/")
-            content = files.get(f"{owner}/{repository}/{'/'.join(names)}") if kind == "resolve" else None
+            owner, repository, kind, *names = self.path.lstrip("/").split("/")
+            # the Hub has OWNER/REPOSITORY/resolve/REVISION/FILE, GitHub OWNER/REPOSITORY/COMMIT/FILE
+            key = "/".join((owner, repository, *names[1:])) if kind == "resolve" else self.path.lstrip("/")
+            content = files.get(key)
             self.send_response(200 if content is not None else 404)
             if content is None:
                 known = any(name.startswith(f"{owner}/{repository}/") for name in files)

@@ -77,10 +77,10 @@ def test_from_a_hub_then_from_the_cache(tmp_path: Path) -> None:
 
 
 def test_nowhere_to_be_had(tmp_path: Path) -> None:
-    advice = "put vgg16.safetensors into a folder and name it with --backbones or SAPNET_BACKBONES"
+    advice = "or put vgg16.safetensors into a folder and name it with --backbones or SAPNET_BACKBONES"
     with serve({}) as (address, _):
         for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": address}):
             said = locate("vgg16", tmp_path, **environment)
-            assert said.startswith("error: timm/vgg16.tv_in1k is not in the cache")
+            assert said.startswith("error: timm/vgg16.tv_in1k/model.safetensors: ")
             assert advice in said
             assert len(said.splitlines()) == 1

@@ -12,7 +12,10 @@ import sapnet_cli
 HEAVY = ("torch", "torchvision", "huggingface_hub", "cv2", "numpy", "PIL", "safetensors", "psutil")
 
 
-@pytest.mark.parametrize("arguments", [None, ["--help"], ["--version"], ["derain", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [None, ["--help"], ["--version"], ["derain", "--help"], ["train", "--help"], ["download-weights", "--help"]],
+)
 def test_nothing_heavy_is_imported(arguments: list[str] | None) -> None:
     program = "import sys, sapnet_cli\n"
     if arguments is not None:

@@ -8,6 +8,7 @@ import typer
 
 import sapnet_cli
 from sapnet_cli.cli.derain import derain
+from sapnet_cli.cli.download import download_weights
 from sapnet_cli.cli.train import train
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(derain)
 app.command()(train)
+app.command()(download_weights)
 
 
 def _print_version(wanted: bool) -> None:

@@ -46,45 +46,60 @@ BACKBONES = {
 }
 
 
-def locate_backbone(names: Sequence[str], folder: Path | None = None) -> tuple[str, Path]:
-    """Finds one of several networks: in the folder, else in the cache, else on the Hub, each in the order of names.
+def find_backbone(names: Sequence[str], folder: Path | None = None) -> tuple[str, Path] | None:
+    """Looks for one of several networks without a network: in the folder, then in the Hub's cache.
 
     Args:
-        names: of `BACKBONES`, the best first; only the first is downloaded.
+        names: of `BACKBONES`, the best first.
         folder: of safetensors files; the environment variable SAPNET_BACKBONES names it otherwise.
 
     Returns:
-        The name of the network that was found and the path of its weights.
+        The name of the network that was found and the path of its weights, or None.
 
     Raises:
-        CheckpointError: none is to be had, with what to do about it; or the folder does not exist.
+        CheckpointError: the folder does not exist.
     """
-    if folder is None and (named := os.environ.get(FOLDER_VARIABLE)):
-        folder = Path(named)
+    folder = _folder(folder)
     if folder is not None:
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: the folder of backbones does not exist")
         for name in names:
             for file in BACKBONES[name].files:
                 if (folder / file).is_file():
                     return name, folder / file
 
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
     for name in names:
         cached = try_to_load_from_cache(BACKBONES[name].repository, HUB_FILE)
         if isinstance(cached, str):
             return name, Path(cached)
+    return None
+
+
+def locate_backbone(names: Sequence[str], folder: Path | None = None) -> tuple[str, Path]:
+    """As `find_backbone`; what is not here comes from the Hub, the first of the names.
+
+    Raises:
+        CheckpointError: none is to be had, with what to do about it; or the folder does not exist.
+    """
+    if (found := find_backbone(names, folder)) is not None:
+        return found
+
+    from sapnet_cli.hub.download import download_from_hub
+
     wanted = BACKBONES[names[0]]
     try:
-        return wanted.name, Path(hf_hub_download(wanted.repository, HUB_FILE))
-    except LocalEntryNotFoundError:
-        reason = "the Hub cannot be reached"
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-    where = f"{folder} has no {' or '.join(f'{name}.safetensors' for name in names)}, and " if folder else ""
-    raise CheckpointError(
-        f"{where}{wanted.repository} is not in the cache and did not come from the Hub ({reason}); put "
-        f"{wanted.files[0]} into a folder and name it with --backbones or {FOLDER_VARIABLE}, or switch the loss off"
-    )
+        return wanted.name, download_from_hub(wanted.repository, HUB_FILE)
+    except CheckpointError as error:
+        folder = _folder(folder)
+        where = f"{folder} has no {' or '.join(f'{name}.safetensors' for name in names)}; " if folder else ""
+        advice = f"or put {wanted.files[0]} into a folder and name it with --backbones or {FOLDER_VARIABLE}"
+        raise CheckpointError(f"{where}{error}; {advice}, or switch the loss off") from error
+
+
+def _folder(folder: Path | None) -> Path | None:
+    """The folder that is named, by the user or by the environment."""
+    if folder is None and (named := os.environ.get(FOLDER_VARIABLE)):
+        folder = Path(named)
+    if folder is not None and not folder.is_dir():
+        raise CheckpointError(f"{folder}: the folder of backbones does not exist")
+    return folder

@@ -1,0 +1,136 @@
+"""Weights are fetched over real HTTP, checked before they are kept, and found by name afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import serve
+
+from sapnet_cli.hub import RegisteredWeights, registered_weights
+from sapnet_cli.model.checkpoint import load_checkpoint
+from sapnet_cli.model.sapnet import PRENET
+
+PEERS = {
+    "sapnet-official": "sapnet_official_rain100h.pth",
+    "prenet-rain100l": "prenet_official_rain100l.pth",
+    "prenet-rain100h": "prenet_official_rain100h.pth",
+}
+
+
+def sapnet(*arguments: object, home: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with caches of its own and no way out but what the test serves."""
+    settings = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SAPNET_"))}
+    closed = {"HF_HUB_OFFLINE": "1", "SAPNET_GITHUB_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "sapnet_cli", *(str(each) for each in arguments)],
+        env={**settings, **closed, "HF_HOME": str(home / "hf"), "SAPNET_CACHE": str(home / "cache"), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def github(name: str, content: bytes) -> dict[str, bytes]:
+    """What a mirror of GitHub serves."""
+    source = entry(name).source
+    assert source is not None
+    return {f"{source.repository}/{source.commit}/{source.path}": content}
+
+
+def entry(name: str) -> RegisteredWeights:
+    return registered_weights()[name]
+
+
+def test_a_list_of_what_there_is(tmp_path: Path) -> None:
+    result = sapnet("download-weights", "--json", home=tmp_path)
+    records = {record["name"]: record["path"] for record in map(json.loads, result.stdout.splitlines())}
+    assert records.keys() == {"sapnet-base", *PEERS, "vgg16", "resnet101", "resnet50"}
+    assert [name for name, path in records.items() if path] == ["sapnet-base"]
+    assert "comes with sapnet" in result.stderr
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_released_weights_arrive_as_safetensors(name: str, shared: Path, tmp_path: Path) -> None:
+    with serve(github(name, (shared / "peers" / PEERS[name]).read_bytes())) as (address, requests):
+        sapnet("download-weights", name, home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
+        again = sapnet("download-weights", name, home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
+        assert "here already" in again.stderr
+        assert len(requests) == 1
+        sapnet("download-weights", name, "--force", home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
+        assert len(requests) == 2
+    path = tmp_path / "cache" / f"{name}.safetensors"
+    assert (load_checkpoint(path).config == PRENET) == name.startswith("prenet")
+    photo = Path(__file__).parents[1] / "examples" / "rainy" / "rocket.jpg"
+    sapnet("derain", photo, "-o", tmp_path / "out", "--weights", name, "--stages", 1, home=tmp_path)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    spoilt = sapnet("derain", photo, "-o", tmp_path / "out", "--weights", name, home=tmp_path, code=2)
+    assert f"sapnet download-weights --force {name}" in spoilt.stderr
+    assert "damaged or was tampered with" in sapnet("download-weights", "--verify", name, home=tmp_path, code=1).stderr
+
+
+def test_weights_that_are_not_here_say_how_to_fetch_them(tmp_path: Path) -> None:
+    result = sapnet("derain", "x.png", "-o", "y", "--weights", "prenet-rain100l", home=tmp_path, code=2)
+    assert "sapnet download-weights prenet-rain100l" in result.stderr or "x.png" in result.stderr
+    photo = Path(__file__).parents[1] / "examples" / "rainy" / "rocket.jpg"
+    result = sapnet("derain", photo, "-o", tmp_path, "--weights", "prenet-rain100l", home=tmp_path, code=2)
+    assert result.stderr.strip().endswith("fetch it with: sapnet download-weights prenet-rain100l")
+
+
+def test_tampered_weights_are_not_kept_and_the_rest_goes_on(tmp_path: Path) -> None:
+    base = entry("sapnet-base").path.read_bytes()
+    files = {**github("prenet-rain100l", b"something else"), "me/mine/sapnet-base.safetensors": base}
+    with serve(files) as (address, _):
+        result = sapnet(
+            *("download-weights", "prenet-rain100l", "sapnet-base", "--dest", tmp_path / "here", "--repo", "me/mine"),
+            home=tmp_path,
+            code=1,
+            SAPNET_GITHUB_ENDPOINT=address,
+            HF_ENDPOINT=address,
+            HF_HUB_OFFLINE="0",
+        )
+    assert "damaged or was tampered with; nothing was kept" in result.stderr
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["sapnet-base.safetensors"]
+    assert (tmp_path / "here" / "sapnet-base.safetensors").read_bytes() == base
+
+
+def test_other_weights_under_our_name_are_refused(tmp_path: Path) -> None:
+    with serve({"me/mine/sapnet-base.safetensors": b"something else"}) as (address, _):
+        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "SAPNET_HUB_REPO": "me/mine"}
+        result = sapnet(
+            *("download-weights", "sapnet-base", "--dest", tmp_path / "here"), home=tmp_path, code=1, **environment
+        )
+    assert "nothing was kept" in result.stderr
+    assert not (tmp_path / "here").exists()
+
+
+def test_backbones_and_foreign_weights_come_from_the_hub(tmp_path: Path) -> None:
+    base = entry("sapnet-base").path.read_bytes()
+    files = {"timm/vgg16.tv_in1k/model.safetensors": b"vgg", "me/mine/rain.safetensors": base}
+    photo = Path(__file__).parents[1] / "examples" / "rainy" / "rocket.jpg"
+    with serve(files) as (address, _):
+        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        sapnet("download-weights", "vgg16", "--force", "--dest", tmp_path / "here", home=tmp_path, **environment)
+        options = ("-o", tmp_path / "out", "--stages", 1, "--weights")
+        sapnet("derain", photo, *options, "hf://me/mine/rain.safetensors", home=tmp_path, **environment)
+        missing = sapnet(
+            "derain", photo, *options, "hf://me/mine/snow.safetensors", home=tmp_path, code=2, **environment
+        )
+        assert "me/mine/snow.safetensors" in missing.stderr
+    sapnet("derain", photo, *options, "hf://me/mine/rain.safetensors", home=tmp_path)  # offline, from the cache
+    assert (tmp_path / "here" / "vgg16.safetensors").read_bytes() == b"vgg"
+    malformed = sapnet("derain", photo, *options, "hf://rain.safetensors", home=tmp_path, code=2)
+    assert "hf://owner/repository/file" in malformed.stderr
+
+
+def test_unreachable_and_unknown(tmp_path: Path) -> None:
+    result = sapnet("download-weights", "prenet-rain100h", home=tmp_path, code=1)
+    assert "cannot be reached" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "there are sapnet-base" in sapnet("download-weights", "snow", home=tmp_path, code=2).stderr
