@@ -12,10 +12,12 @@ import torch
 
 import sapnet_cli
 from sapnet_cli.training.config import TrainingConfig
+from sapnet_cli.training.processes import Processes
 
 
 def model_card(
     config: TrainingConfig,
+    processes: Processes,
     data: Sequence[str],
     moment: str,
     iteration: int,
@@ -26,13 +28,16 @@ def model_card(
 
     Args:
         config: of the run.
+        processes: that trained.
         data: one line for each set.
         moment: when in the run the weights were taken.
         iteration: steps until then.
         seconds: of training until then.
         scores: of the last validation, by name.
     """
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    on_gpu = processes.device.type == "cuda"
+    device = torch.cuda.get_device_name(processes.device) if on_gpu else f"{os.cpu_count()} CPU cores"
+    device = f"{processes.count} x {device}" if processes.count > 1 else device
     lines = [
         "# SAPNet weights",
         "",

@@ -286,7 +286,9 @@ class Trainer:
         self._reported += time.perf_counter() - start  # not charged to the speed of training
 
     def _card(self, moment: str) -> str:
-        return model_card(self.config, self.data.summary, moment, self.iteration, self.seconds, self.scores)
+        return model_card(
+            self.config, self.processes, self.data.summary, moment, self.iteration, self.seconds, self.scores
+        )
 
 
 def planned_iterations(config: TrainingConfig, pixels: int, processes: int) -> int | None:
