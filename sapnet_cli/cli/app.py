@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import sapnet_cli
+from sapnet_cli.cli.benchmark import benchmark
 from sapnet_cli.cli.derain import derain
 from sapnet_cli.cli.download import download_weights
 from sapnet_cli.cli.train import train
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(derain)
 app.command()(train)
+app.command()(benchmark)
 app.command()(download_weights)
 
 

@@ -1,9 +1,9 @@
-"""PSNR and SSIM of the Y channel, by the protocol of PReNet that the field reports."""
+"""PSNR and SSIM by the protocols that the field reports."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from sapnet_cli.losses.ssim import ssim
 
+Protocol = Literal["prenet", "restormer"]
+"""`prenet`: Y in double, SSIM after shrinking large pictures. `restormer`, also MPRNet's: Y rounded, SSIM as it is."""
+
 SSIM_SIDE = 256
-"""SSIM is taken after shrinking by a whole factor that brings the shorter side near to this."""
+"""`prenet` takes SSIM after shrinking by a whole factor that brings the shorter side near to this."""
 
 SMALLEST_SSIM_SIDE = 11
 
@@ -25,33 +28,52 @@ def luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     return result
 
 
-def psnr(image: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of Y in dB over the whole picture; infinite for equal pictures.
+def psnr(
+    image: NDArray[np.uint8], truth: NDArray[np.uint8], protocol: Protocol = "prenet", in_rgb: bool = False
+) -> float:
+    """Peak signal-to-noise ratio in dB over the whole picture; infinite for equal pictures.
 
     Args:
         image: (H, W, 3) uint8.
         truth: the same shape.
+        protocol: see `Protocol`.
+        in_rgb: of all three channels, not of Y.
     """
-    error = float(np.square(luma(image) - luma(truth)).mean())
+    first, second = (_planes(each, protocol, in_rgb) for each in (image, truth))
+    error = float(np.square(first - second).mean())
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def structural_similarity(image: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """SSIM of Y with an 11x11 Gaussian window over its valid region, L = 255, after box-downsampling by
-    `max(1, round(min(H, W) / 256))`, as in the reference code of Wang et al. 2004.
+def structural_similarity(
+    image: NDArray[np.uint8], truth: NDArray[np.uint8], protocol: Protocol = "prenet", in_rgb: bool = False
+) -> float:
+    """SSIM (Wang et al. 2004) with an 11x11 Gaussian window over its valid region, L = 255.
+
+    By `prenet`, as in the reference code of its authors, after box-downsampling by `max(1, round(min(H, W) / 256))`.
 
     Args:
         image: (H, W, 3) uint8, both sides at least 11.
         truth: the same shape.
-    """  # noqa: D205
-    factor = max(1, round(min(image.shape[:2]) / SSIM_SIDE))
-    planes = [_shrink(luma(each), factor) for each in (image, truth)]
-    first, second = (torch.from_numpy(plane / 255)[None, None] for plane in planes)
+        protocol: see `Protocol`.
+        in_rgb: the mean over all three channels, not of Y.
+    """
+    factor = max(1, round(min(image.shape[:2]) / SSIM_SIDE)) if protocol == "prenet" else 1
+    planes = (_shrink(_planes(each, protocol, in_rgb), factor) for each in (image, truth))
+    first, second = (torch.from_numpy(each / 255).permute(2, 0, 1)[None] for each in planes)
     return float(ssim(first, second))
 
 
-def _shrink(plane: NDArray[Any], factor: int) -> NDArray[Any]:
+def _planes(image: NDArray[np.uint8], protocol: Protocol, in_rgb: bool) -> NDArray[np.float64]:
+    """What is compared, (H, W, 1 or 3) from 0 to 255."""
+    if in_rgb:
+        return image.astype(np.float64)
+    plane = luma(image)
+    return (np.rint(plane) if protocol == "restormer" else plane)[..., None]
+
+
+def _shrink(planes: NDArray[Any], factor: int) -> NDArray[Any]:
     """Every `factor`-th value of the mean over `factor` x `factor`, mirrored at the edges."""
     if factor == 1:
-        return plane
-    return cv2.blur(plane, (factor, factor), borderType=cv2.BORDER_REFLECT)[::factor, ::factor]
+        return planes
+    blurred = cv2.blur(planes, (factor, factor), borderType=cv2.BORDER_REFLECT)[::factor, ::factor]
+    return blurred if blurred.ndim == 3 else blurred[..., None]

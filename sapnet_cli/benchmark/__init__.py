@@ -1,0 +1,1 @@
+"""Scores of weights on pairs."""

@@ -1,0 +1,67 @@
+"""Results as JSON, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sapnet_cli.benchmark.score import ImageScore, Result
+from sapnet_cli.data.benchmarks import Published
+
+Row = tuple[str, ...]
+
+HEADER: Row = ("weights", "PSNR", "SSIM", "s/image", "MP/s", "gain in dB")
+
+
+def to_rows(results: Sequence[Result], published: Sequence[Published]) -> list[Row]:
+    """What the tables show: our own results, then what others published, marked so."""
+    rows: list[Row] = []
+    for each in results:
+        gain = ""
+        if each.gain is not None and each.interval is not None:
+            gain = f"{each.gain:+.2f} ({each.interval[0]:+.2f} to {each.interval[1]:+.2f})"
+        ssim = "" if each.ssim is None else f"{each.ssim:.4f}"
+        timed = each.seconds_per_image > 0
+        seconds = f"{each.seconds_per_image:.3f}" if timed else ""
+        speed = f"{each.megapixels_per_second:.2f}" if timed else ""
+        rows.append((each.weights, f"{each.psnr:.2f}", ssim, seconds, speed, gain))
+    for figure in published:
+        name = f"{figure.method} (published, trained on {figure.trained_on})"
+        rows.append((name, f"{figure.psnr:.2f}", f"{figure.ssim:.3f}", "", "", ""))
+    return rows
+
+
+def to_json(
+    dataset: str, protocol: str, results: Sequence[Result], scores: Sequence[ImageScore], **further: Any
+) -> str:
+    """Everything, for programs."""
+    record = {
+        "dataset": dataset,
+        "protocol": protocol,
+        "count": len({score.name for score in scores}),
+        **further,
+        "results": [asdict(result) for result in results],
+        "images": [asdict(score) for score in scores],
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def to_csv(scores: Sequence[ImageScore]) -> str:
+    """A line for each picture and set of weights."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("image", "weights", "psnr", "ssim", "seconds", "width", "height"))
+    for score in scores:
+        ssim = "" if score.ssim is None else f"{score.ssim:.6f}"
+        writer.writerow((score.name, score.weights, f"{score.psnr:.4f}", ssim, f"{score.seconds:.4f}", *score.size))
+    return buffer.getvalue()
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown."""
+    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER), *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"

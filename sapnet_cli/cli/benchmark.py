@@ -1,0 +1,269 @@
+"""`sapnet benchmark`: how good weights are on a set of pairs, and how fast."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sapnet_cli.cli.derain import Precision
+from sapnet_cli.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, Output, exit_codes
+from sapnet_cli.errors import ImageError, SapnetError, UsageError
+from sapnet_cli.hub import DEFAULT_WEIGHTS, cache_folder
+
+if TYPE_CHECKING:
+    from sapnet_cli.benchmark.score import ImageScore, Result
+    from sapnet_cli.data.benchmarks import BenchmarkSet
+    from sapnet_cli.data.pairs import PairListing
+    from sapnet_cli.engine.engine import Engine
+
+
+class Protocol(str, Enum):
+    """Choices of --protocol."""
+
+    prenet = "prenet"
+    restormer = "restormer"
+
+
+class SideBySide(str, Enum):
+    """Choices of --side-by-side."""
+
+    clean_left = "clean-left"
+    clean_right = "clean-right"
+
+
+RAINY_TOLERANCE = 0.02
+"""Difference in dB of the rainy pictures' mean PSNR above which a set is not the published one."""
+
+PIPE_WIDTH = 140
+"""Columns of the table where it does not go to a terminal."""
+
+FILES, MACHINE = "Files", "Machine"
+
+
+def benchmark(
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME|PATH", help="A public set (see --list), or any pairs.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", "-w", help="Registered name, path or hf://...; may be repeated, side by side."),
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the public sets and whether they are here.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder with the sets; SAPNET_DATA names it too.")
+    ] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="prenet: Y not rounded, outputs truncated. restormer: Y and outputs rounded.")
+    ] = Protocol.prenet,
+    rgb: Annotated[bool, typer.Option("--rgb", help="Score all three channels, not Y.")] = False,
+    stages: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Units to run; all draws the quality-time curve.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures.")] = None,
+    images: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only rainy pictures of these names.")] = None,
+    side_by_side: Annotated[
+        SideBySide | None, typer.Option(help="How pictures hold both, in folders without pairs of files.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.", rich_help_panel=FILES)
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="A line for each picture.", rich_help_panel=FILES)
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="The table.", rich_help_panel=FILES)
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Keep the outputs, as PNG.", rich_help_panel=FILES)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="auto is the fastest that is safe on this machine.", rich_help_panel=MACHINE)
+    ] = Precision.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the table.")] = False,
+) -> None:
+    """Score weights on pairs of rainy and clean photos.
+
+    sapnet benchmark --dataset rain100l --data sets/
+
+    sapnet benchmark --dataset pairs/ -w sapnet-base -w runs/mine/best.safetensors
+
+    Exit codes: 0 done, 1 a picture could not be scored, 2 wrong usage, 130 interrupted (prints what it has).
+    """
+    with exit_codes("nothing was scored"):
+        out = Output(quiet=quiet, verbose=False, json_lines=False)
+        if listing:
+            _list(data, out)
+            return
+        if dataset is None:
+            raise UsageError("name a set or a folder of pairs with --dataset; --list shows the sets")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        warnings.filterwarnings("ignore", module="PIL")
+        known, pairs = _find(dataset, data, side_by_side.value if side_by_side else None, out)
+        chosen = [pair for pair in pairs.pairs if images is None or fnmatch.fnmatch(pair.rainy.name, images)][:limit]
+        if not chosen:
+            raise UsageError(f"{pairs.source}: no rainy picture is named {images}")
+        engines = _engines(weights or [DEFAULT_WEIGHTS], stages, device, precision.value)
+        for name, _ in engines:
+            out.info(f"{name} on {len(chosen)} pairs of {pairs.source} ({pairs.layout})")
+        scores, failed, interrupted = _score(chosen, engines, protocol.value, rgb, save, out)
+        if not scores:
+            raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_FAILED)
+
+        from sapnet_cli.benchmark.score import summarise
+
+        results = summarise(scores)
+        whole = not rgb and known is not None and len(chosen) == len(pairs.pairs) and not (failed or interrupted)
+        if whole and known is not None:
+            _check(known, len(pairs.pairs), results[0].psnr, protocol.value, out)
+        _write(results, scores, known, dataset, protocol.value, rgb, engines, (json_file, csv_file, markdown_file), out)
+        if interrupted:
+            out.error(f"interrupted after {len({score.name for score in scores})} of {len(chosen)} pictures")
+            raise typer.Exit(EXIT_INTERRUPTED)
+        if failed:
+            raise typer.Exit(EXIT_FAILED)
+
+
+def _list(data: Path | None, out: Output) -> None:
+    from sapnet_cli.data.benchmarks import BENCHMARKS, data_folders, find_benchmark
+
+    folders = data_folders(data, cache_folder())
+    for name, each in BENCHMARKS.items():
+        pairs = find_benchmark(each, folders)
+        place = f"{pairs.source}, {len(pairs.pairs)} pairs" if pairs else "not here"
+        typer.echo(f"{name:10} {each.count:5} pictures, {each.paper}: {place}")
+    if not folders:
+        out.info("name the folder that holds sets with --data or SAPNET_DATA")
+
+
+def _find(dataset: str, data: Path | None, side_by_side: Any, out: Output) -> tuple[BenchmarkSet | None, PairListing]:
+    """The set of a name, or the pairs of a path."""
+    from sapnet_cli.data.benchmarks import BENCHMARKS, data_folders, find_benchmark
+    from sapnet_cli.data.pairs import find_pairs
+
+    known = BENCHMARKS.get(dataset.lower())
+    if known is None or (Path(dataset).is_dir() and os.sep in dataset):
+        pairs = find_pairs(Path(dataset), side_by_side)
+    else:
+        folders = data_folders(data, cache_folder())
+        found = find_benchmark(known, folders)
+        if found is None:
+            where = ", ".join(map(str, folders)) or "nowhere, since no folder is named"
+            raise UsageError(
+                f"{known.title} is not here (looked in {where}); put its folder, called {known.title}, into a folder "
+                "and name that with --data or SAPNET_DATA"
+            )
+        pairs = found
+    for problem in pairs.problems[:5]:
+        out.warn(problem)
+    return known, pairs
+
+
+def _engines(weights: list[str], stages: str | None, device: str, precision: str) -> list[tuple[str, Engine]]:
+    """An engine for each set of weights, or for each number of units of each."""
+    from sapnet_cli.engine.engine import Engine, EngineConfig
+    from sapnet_cli.hub import locate_weights
+    from sapnet_cli.model.checkpoint import load_checkpoint
+
+    if stages is not None and stages != "all" and not stages.isdecimal():
+        raise UsageError(f"--stages {stages}: a number of units, or all")
+    engines = []
+    for name in weights:
+        model = load_checkpoint(locate_weights(name))
+        counts: list[int | None] = [int(stages) if stages and stages != "all" else None]
+        if stages == "all":
+            counts = list(range(1, model.config.stages + 1))
+        for count in counts:
+            config = EngineConfig(device=device, precision=precision, stages=count)
+            engines.append((name if count is None else f"{name} --stages {count}", Engine(model, config)))
+    if len({name for name, _ in engines}) < len(engines):
+        raise UsageError("the same weights are named twice")
+    return engines
+
+
+def _score(
+    pairs: Any, engines: list[tuple[str, Engine]], protocol: Any, rgb: bool, save: Path | None, out: Output
+) -> tuple[list[ImageScore], bool, bool]:
+    """Scores of all pictures that could be scored, whether one could not, and whether the user broke off."""
+    from sapnet_cli.benchmark.score import Scoring, score_pairs
+
+    scores: list[ImageScore] = []
+    failed = False
+    try:
+        with out.progress(len(pairs), "scoring"):
+            for index, pair in enumerate(pairs):
+                try:
+                    for group in score_pairs([pair], engines, Scoring(protocol, rgb, save)):
+                        scores += group
+                except ImageError as error:
+                    failed = True
+                    out.error(str(error))
+                except OSError as error:
+                    raise SapnetError(f"{save}: cannot write there: {error.strerror or error}") from error
+                out.advance(index + 1, f"{scores[-1].psnr:.2f} dB" if scores else "")
+    except KeyboardInterrupt:
+        return scores, failed, True
+    return scores, failed, False
+
+
+def _check(known: BenchmarkSet, count: int, rainy: float, protocol: str, out: Output) -> None:
+    """Says loudly if a set is not what its name says."""
+    if count != known.count:
+        out.warn(f"this is not {known.title}: {count} pictures instead of {known.count}")
+    elif known.rainy_psnr is None:
+        out.info(f"whether this is {known.title} to the bit cannot be told: its rainy pictures' PSNR is not known here")
+    elif protocol == "prenet" and abs(rainy - known.rainy_psnr) > RAINY_TOLERANCE:
+        out.warn(
+            f"this is not {known.title}: its rainy pictures have {rainy:.3f} dB instead of {known.rainy_psnr:.3f}; "
+            "they were resized or compressed again"
+        )
+
+
+def _write(
+    results: list[Result],
+    scores: list[ImageScore],
+    known: BenchmarkSet | None,
+    dataset: str,
+    protocol: str,
+    rgb: bool,
+    engines: list[tuple[str, Engine]],
+    files: tuple[Path | None, Path | None, Path | None],
+    out: Output,
+) -> None:
+    """The table on standard output, and the files that were asked for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sapnet_cli.atomic import write_atomically
+    from sapnet_cli.benchmark.score import peak_memory
+    from sapnet_cli.benchmark.tables import HEADER, to_csv, to_json, to_markdown, to_rows
+
+    rows = to_rows(results, known.published if known and not rgb else ())
+    count = len({score.name for score in scores})
+    table = Table()
+    for index, name in enumerate(HEADER):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    typer.echo(f"{dataset}: {count} pictures, {'RGB' if rgb else 'Y'}, protocol {protocol}")
+    console = Console()
+    (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
+    memory = peak_memory(engines[0][1].device)
+    out.info(f"peak memory {memory / 1e9:.2f} GB, all weights of this run together")
+    contents = (
+        to_json(dataset, protocol, results, scores, rgb=rgb, peak_memory_bytes=memory),
+        to_csv(scores),
+        to_markdown(rows),
+    )
+    for path, content in zip(files, contents):
+        if path is not None:
+            try:
+                write_atomically(path, content.encode())
+            except OSError as error:
+                raise SapnetError(f"{path}: cannot write: {error.strerror or error}") from error

@@ -1,0 +1,146 @@
+"""Scores are those of an independent implementation, and sets are what they are said to be."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import structural_similarity as reference_ssim
+from test_pairs import write_pairs
+
+from sapnet_cli.benchmark.score import bootstrap_interval, to_bytes
+from sapnet_cli.metrics.fidelity import psnr, structural_similarity
+
+GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
+
+
+def benchmark(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "sapnet_cli", "benchmark", *(str(each) for each in arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.mark.parametrize("protocol", ["prenet", "restormer"])
+@pytest.mark.parametrize("in_rgb", [False, True])
+def test_protocols(protocol: str, in_rgb: bool) -> None:
+    random = np.random.default_rng(0)
+    first, noise = random.integers(0, 256, (64, 80, 3)), random.integers(-30, 30, (64, 80, 3))
+    second = np.clip(first + noise, 0, 255)
+    images = [each.astype(np.uint8) for each in (first, second)]
+    planes = [each.astype(float) for each in images]
+    if not in_rgb:
+        planes = [16 + each @ np.array([65.481, 128.553, 24.966]) / 255 for each in planes]
+        planes = [np.rint(each) if protocol == "restormer" else each for each in planes]
+    axis = 2 if in_rgb else None
+    expected = reference_ssim(*planes, data_range=255, channel_axis=axis, **GAUSSIAN)
+    assert psnr(*images, protocol, in_rgb) == pytest.approx(peak_signal_noise_ratio(*planes, data_range=255), abs=1e-4)
+    assert structural_similarity(*images, protocol, in_rgb) == pytest.approx(expected, abs=1e-4)
+
+
+def test_prenet_truncates_and_restormer_rounds() -> None:
+    value = np.full((1, 1, 3), 100.7 / 255, np.float32)
+    assert to_bytes(value, "prenet")[0, 0, 0] == 100
+    assert to_bytes(value, "restormer")[0, 0, 0] == 101
+    assert to_bytes(np.ones((1, 1, 3), np.float32), "prenet")[0, 0, 0] == 255
+
+
+def test_bootstrap_intervals_hold_the_mean_and_shrink() -> None:
+    random = np.random.default_rng(1)
+    few, many = random.normal(1, 1, 20), random.normal(1, 1, 2000)
+    for differences in (few, many):
+        low, high = bootstrap_interval(differences)
+        assert low < differences.mean() < high
+    assert np.ptp(bootstrap_interval(many)) < 0.2 * np.ptp(bootstrap_interval(few))
+    assert np.ptp(bootstrap_interval(many)) == pytest.approx(4 / np.sqrt(2000), rel=0.1)
+
+
+def test_pairs_are_scored_as_their_saved_outputs_are(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 3)
+    result = benchmark(
+        *(
+            "--dataset",
+            pairs,
+            "-w",
+            "sapnet-base",
+            "--stages",
+            "all",
+            "--images",
+            "[12].png",
+            "--save",
+            tmp_path / "out",
+        ),
+        *("--json", tmp_path / "r.json", "--csv", tmp_path / "r.csv", "--markdown", tmp_path / "r.md"),
+    )
+    assert "2 pictures" in result.stdout
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert (record["count"], record["protocol"]) == (2, "prenet")
+    assert [each["weights"] for each in record["results"]] == [
+        "rainy input",
+        *(f"sapnet-base --stages {count}" for count in range(1, 7)),
+    ]
+    assert record["results"][1]["gain"] is None
+    low, high = record["results"][2]["interval"]
+    assert low <= record["results"][2]["gain"] <= high
+    assert record["results"][6]["seconds_per_image"] > 0
+    with (tmp_path / "r.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 7
+    for row in rows:
+        if row["weights"] == "rainy input":
+            path = pairs / "input" / row["image"]
+        else:
+            path = tmp_path / "out" / row["weights"] / row["image"]
+        saved, clean = (np.asarray(Image.open(each)) for each in (path, pairs / "target" / row["image"]))
+        assert psnr(saved, clean) == pytest.approx(float(row["psnr"]), abs=1e-3)
+    table = (tmp_path / "r.md").read_text().splitlines()
+    assert table[0].startswith("| weights | PSNR |")
+    assert len(table) == 2 + 7
+
+
+def test_a_public_set_is_found_by_name_and_checked(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "RAIN100L", 3)
+    result = benchmark("--dataset", "rain100l", "--data", tmp_path, "--stages", 1)
+    assert "this is not Rain100L: 3 pictures instead of 100" in result.stderr
+    assert "PReNet" in result.stdout
+    listed = benchmark("--list", "--data", tmp_path)
+    assert "RAIN100L, 3 pairs" in listed.stdout
+    assert listed.stdout.count("not here") == 10
+    missing = benchmark("--dataset", "rain12", "--data", tmp_path, code=2)
+    assert "Rain12 is not here (looked in" in missing.stderr
+
+
+def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 3)
+    (pairs / "target" / "2.png").write_text("no picture")
+    result = benchmark("--dataset", pairs, "--stages", 1, code=1)
+    assert "2.png: not a picture" in result.stderr
+    assert "2 pictures" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--list shows the sets"),
+        (["--dataset", "nowhere"], "nowhere: neither a folder"),
+        (["--dataset", "PAIRS", "--images", "x*"], "no rainy picture is named x*"),
+        (["--dataset", "PAIRS", "--stages", "few"], "a number of units, or all"),
+        (["--dataset", "PAIRS", "-w", "sapnet-base", "-w", "sapnet-base"], "named twice"),
+        (["--dataset", "PAIRS", "-w", "snow"], "no weights 'snow'"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    names = {"PAIRS": str(write_pairs(tmp_path / "pairs", 2))}
+    result = benchmark(*(names.get(each, each) for each in arguments), code=2)
+    assert message in result.stderr.splitlines()[-1]
