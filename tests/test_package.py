@@ -14,7 +14,15 @@ HEAVY = ("torch", "torchvision", "huggingface_hub", "cv2", "numpy", "PIL", "safe
 
 @pytest.mark.parametrize(
     "arguments",
-    [None, ["--help"], ["--version"], ["derain", "--help"], ["train", "--help"], ["download-weights", "--help"]],
+    [
+        None,
+        ["--help"],
+        ["--version"],
+        ["derain", "--help"],
+        ["train", "--help"],
+        ["benchmark", "--help"],
+        ["download-weights", "--help"],
+    ],
 )
 def test_nothing_heavy_is_imported(arguments: list[str] | None) -> None:
     program = "import sys, sapnet_cli\n"
