@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,56 @@ def test_a_public_set_is_found_by_name_and_checked(tmp_path: Path) -> None:
     assert listed.stdout.count("not here") == 10
     missing = benchmark("--dataset", "rain12", "--data", tmp_path, code=2)
     assert "Rain12 is not here (looked in" in missing.stderr
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "<pairs>", 5)
+    benchmark("--dataset", pairs, "--stages", 1, "--report", tmp_path / "report")
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<figure>") == 5, "no picture is among the best and the worst"
+    assert page.count("<circle") == 10
+    assert "&lt;pairs&gt;" in page
+    assert "<pairs>" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "@" not in re.sub('src="[^"]*"', "", page.split("</style>")[1])
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_the_report_works_in_a_browser(tmp_path: Path) -> None:
+    benchmark("--dataset", write_pairs(tmp_path / "pairs", 2), "--stages", 1, "--report", tmp_path)
+    page = tmp_path / "index.html"
+    used = """<script>
+      const range = document.querySelector("input"), view = document.querySelector(".view");
+      document.querySelectorAll("button")[1].click();
+      range.value = 25; range.dispatchEvent(new Event("input"));
+      const box = view.getBoundingClientRect();
+      view.dispatchEvent(new MouseEvent("click", { clientX: box.left + box.width / 2, clientY: box.top }));
+    </script></body>"""
+    page.write_text(page.read_text().replace("</body>", used))
+    switches = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    assert BROWSER is not None
+    result = subprocess.run(
+        [BROWSER, *switches.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    figure = result.stdout.split("<figure>")[1]
+    assert 'style="left: 25%' in figure
+    assert 'class="view zoomed"' in figure
+    clips = dict(re.findall(r'<img class="(left|middle|right)[^>]*clip-path: ([^;]+);', figure))
+    assert clips["left"] == "none"
+    cut = re.fullmatch(r"inset\(0px ([\d.]+)% 0px 0px\)", clips["middle"])
+    rest = re.fullmatch(r"inset\(0px 0px 0px ([\d.]+)%\)", clips["right"])
+    assert cut is not None
+    assert rest is not None
+    # a quarter of the view is, four times enlarged about its middle, 43.75 % of the picture; the mouse has whole pixels
+    assert float(rest[1]) == pytest.approx(43.75, abs=0.2)
+    assert float(cut[1]) + float(rest[1]) == pytest.approx(100, abs=0.01)
 
 
 def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:

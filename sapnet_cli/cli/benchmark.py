@@ -79,6 +79,15 @@ def benchmark(
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="The table.", rich_help_panel=FILES)
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="DIR",
+            help="One HTML page: table, distribution, best and worst pictures to compare.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="DIR", help="Keep the outputs, as PNG.", rich_help_panel=FILES)
     ] = None,
@@ -123,6 +132,8 @@ def benchmark(
         if whole and known is not None:
             _check(known, len(pairs.pairs), results[0].psnr, protocol.value, out)
         _write(results, scores, known, dataset, protocol.value, rgb, engines, (json_file, csv_file, markdown_file), out)
+        if report is not None:
+            _report(report, dataset, protocol.value, rgb, results, scores, known, chosen, engines[0], out)
         if interrupted:
             out.error(f"interrupted after {len({score.name for score in scores})} of {len(chosen)} pictures")
             raise typer.Exit(EXIT_INTERRUPTED)
@@ -267,3 +278,40 @@ def _write(
                 write_atomically(path, content.encode())
             except OSError as error:
                 raise SapnetError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def _report(
+    folder: Path,
+    dataset: str,
+    protocol: Any,
+    rgb: bool,
+    results: list[Result],
+    scores: list[ImageScore],
+    known: BenchmarkSet | None,
+    pairs: Any,
+    engine: tuple[str, Engine],
+    out: Output,
+) -> None:
+    """Writes the page, with the pictures that the first weights gained most and least on."""
+    from sapnet_cli.atomic import write_atomically
+    from sapnet_cli.benchmark.report import Example, choose_examples, to_html
+    from sapnet_cli.benchmark.tables import to_rows
+    from sapnet_cli.data.pictures import read_pair
+
+    name, runner = engine
+    by_name = {pair.rainy.name: pair for pair in pairs}
+    examples = []
+    for picture, title in choose_examples(scores, name):
+        rainy, clean = read_pair(by_name[picture])
+        examples.append(Example(title, rainy, runner.derain(rainy), clean))
+    count = len({score.name for score in scores})
+    note = f"{count} pictures, {'RGB' if rgb else 'Y'}, protocol {protocol}, {runner.device.type}. Pictures: {name}."
+    rows = to_rows(results, known.published if known and not rgb else ())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            folder / "index.html", to_html(f"{dataset}: sapnet benchmark", note, rows, scores, examples).encode()
+        )
+    except OSError as error:
+        raise SapnetError(f"{folder}: cannot write there: {error.strerror or error}") from error
+    out.info(f"report: {folder / 'index.html'}")
