@@ -32,6 +32,20 @@ def default_model() -> SAPNet:
     return load_checkpoint(locate_weights(DEFAULT_WEIGHTS))
 
 
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with networks of the right shapes and random weights, scaled so that activations live."""
+    folder = tmp_path_factory.mktemp("backbones")
+    from safetensors.torch import save_file
+    from torchvision.models import resnet50, vgg16
+
+    torch.manual_seed(0)
+    state = {name: value for name, value in vgg16(weights=None).state_dict().items() if name.startswith("features")}
+    save_file(state, folder / "vgg16.safetensors")
+    save_file(resnet50(weights=None).state_dict(), folder / "resnet50.safetensors")
+    return folder
+
+
 def random_model(**config: object) -> SAPNet:
     """A small network with random weights."""
     from sapnet_cli.model.sapnet import SAPNetConfig

@@ -123,6 +123,21 @@ def test_a_public_set_is_found_by_name_and_checked(tmp_path: Path) -> None:
     assert "Rain12 is not here (looked in" in missing.stderr
 
 
+def test_further_measures_look_through_networks(backbones: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 2)
+    shutil.copy(pairs / "target" / "1.png", pairs / "input" / "1.png")  # a dry pair
+    options = ("--lpips", "--downstream", "classify", "--backbones", backbones, "--stages", 1)
+    result = benchmark("--dataset", pairs, *options, "--json", tmp_path / "r.json", "--csv", tmp_path / "r.csv")
+    assert "LPIPS" in result.stdout
+    record = json.loads((tmp_path / "r.json").read_text())
+    dry, rainy = (each for each in record["images"] if each["weights"] == "rainy input")
+    assert dry["lpips"] == pytest.approx(0, abs=1e-6)
+    assert rainy["lpips"] > 1e-3
+    assert dry["top_1"] == 1
+    assert record["results"][0]["lpips"] == pytest.approx((dry["lpips"] + rainy["lpips"]) / 2)
+    assert (tmp_path / "r.csv").read_text().splitlines()[0].endswith("height,lpips,top_1")
+
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

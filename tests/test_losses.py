@@ -13,7 +13,7 @@ from conftest import random_pixels
 from safetensors.torch import save_file
 from skimage.metrics import structural_similarity as reference_ssim
 from torch import Tensor
-from torchvision.models import resnet50, vgg16
+from torchvision.models import vgg16
 
 from sapnet_cli.errors import CheckpointError
 from sapnet_cli.losses.joint import JointLoss, LossWeights
@@ -21,17 +21,6 @@ from sapnet_cli.losses.perceptual import LPIPSHeads, VGGFeatures, perceptual_con
 from sapnet_cli.losses.segmentation import SegmentationNetwork, background_segmentation_loss
 from sapnet_cli.losses.ssim import ssim
 from sapnet_cli.metrics.fidelity import luma, psnr, structural_similarity
-
-
-@pytest.fixture(scope="session")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with networks of the right shapes and random weights, scaled so that activations live."""
-    folder = tmp_path_factory.mktemp("backbones")
-    torch.manual_seed(0)
-    state = {name: value for name, value in vgg16(weights=None).state_dict().items() if name.startswith("features")}
-    save_file(state, folder / "vgg16.safetensors")
-    save_file(resnet50(weights=None).state_dict(), folder / "resnet50.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="session")

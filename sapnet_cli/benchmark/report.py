@@ -12,7 +12,7 @@ from importlib.resources import files
 from PIL import Image
 
 from sapnet_cli.benchmark.score import RAINY, ImageScore
-from sapnet_cli.benchmark.tables import HEADER, Row
+from sapnet_cli.benchmark.tables import Row
 from sapnet_cli.data.pictures import Pixels
 
 SHOWN = 3
@@ -53,19 +53,20 @@ def choose_examples(scores: Sequence[ImageScore], weights: str) -> list[tuple[st
 
 
 def to_html(
-    title: str, note: str, rows: Sequence[Row], scores: Sequence[ImageScore], examples: Sequence[Example]
+    title: str, note: str, names: Row, rows: Sequence[Row], scores: Sequence[ImageScore], examples: Sequence[Example]
 ) -> str:
     """The page, which needs nothing beside it.
 
     Args:
         title: of the page.
         note: how it was measured.
+        names: of the table's columns.
         rows: of the table.
         scores: of all pictures.
         examples: to look at.
     """
     page = files("sapnet_cli.benchmark").joinpath("report.html").read_text(encoding="utf-8")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADER)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     parts = {
         "TITLE": html.escape(title),

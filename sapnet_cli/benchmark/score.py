@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ from sapnet_cli.atomic import write_atomically
 from sapnet_cli.data.pairs import Pair
 from sapnet_cli.data.pictures import Pixels, read_pair
 from sapnet_cli.engine.engine import Engine
-from sapnet_cli.metrics.fidelity import SMALLEST_SSIM_SIDE, Protocol, psnr, structural_similarity
+from sapnet_cli.metrics.fidelity import SMALLEST_SSIM_SIDE, ScoreProtocol, psnr, structural_similarity
 
 RESAMPLES, CONFIDENCE = 10_000, 0.95
 
@@ -38,6 +39,7 @@ class ImageScore:
         ssim: structural similarity, None for pictures too small for it.
         seconds: for the picture through the engine, 0 for the rainy input.
         size: width and height.
+        further: what the judges say, by their labels.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ImageScore:
     ssim: float | None
     seconds: float
     size: tuple[int, int]
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Result:
         megapixels_per_second: median likewise.
         gain: mean difference of PSNR to the first weights, in dB; None for themselves.
         interval: in which that difference lies with 95 % confidence, by bootstrap over the pictures.
+        further: means of what the judges say, by their labels.
     """
 
     weights: str
@@ -69,6 +73,16 @@ class Result:
     megapixels_per_second: float
     gain: float | None = None
     interval: tuple[float, float] | None = None
+    further: Mapping[str, float] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """A further measure of a picture against its ground truth, (H, W, 3) uint8 each."""
+
+    label: str
+
+    def __call__(self, image: Pixels, truth: Pixels) -> float:
+        """Judges one picture."""
 
 
 @dataclass(frozen=True)
@@ -79,49 +93,48 @@ class Scoring:
         protocol: of PSNR and SSIM. `prenet` truncates outputs to 8 bits, as its authors' script does and as its
             published figures need; `restormer` rounds them.
         in_rgb: in all three channels, not in Y.
+        judges: further measures.
         save: folder for the outputs, one folder in it for each set of weights; None keeps none.
     """
 
-    protocol: Protocol = "prenet"
+    protocol: ScoreProtocol = "prenet"
     in_rgb: bool = False
+    judges: tuple[Judge, ...] = ()
     save: Path | None = None
 
 
-def score_pairs(
-    pairs: Sequence[Pair], engines: Sequence[tuple[str, Engine]], scoring: Scoring
-) -> Iterator[list[ImageScore]]:
-    """Scores one pair after the other under all weights, so that what is broken off has compared all it has seen.
+def score_pair(pair: Pair, engines: Sequence[tuple[str, Engine]], scoring: Scoring) -> list[ImageScore]:
+    """Scores one pair under all weights.
 
     Args:
-        pairs: what to score.
+        pair: what to score.
         engines: with the name of the weights in each.
         scoring: how.
 
-    Yields:
-        For each pair the rainy picture's score and that of each engine.
+    Returns:
+        The rainy picture's score and that of each engine.
 
     Raises:
-        ImageError: a pair cannot be read.
+        ImageError: the pair cannot be read.
         OSError: an output cannot be written.
     """
-    for pair in pairs:
-        rainy, clean = read_pair(pair)
-        scores = [_score(pair, RAINY, rainy, clean, 0.0, scoring)]
-        pixels = rainy.astype(np.float32) / 255
-        for name, engine in engines:
-            _wait(engine.device)
-            start = time.perf_counter()
-            result = engine.derain(pixels)
-            _wait(engine.device)
-            seconds = time.perf_counter() - start
-            output = to_bytes(result, scoring.protocol)
-            scores.append(_score(pair, name, output, clean, seconds, scoring))
-            if scoring.save is not None:
-                _save(scoring.save / Path(name).stem / f"{pair.rainy.stem}.png", output)
-        yield scores
+    rainy, clean = read_pair(pair)
+    scores = [_score(pair, RAINY, rainy, clean, 0.0, scoring)]
+    pixels = rainy.astype(np.float32) / 255
+    for name, engine in engines:
+        _wait(engine.device)
+        start = time.perf_counter()
+        result = engine.derain(pixels)
+        _wait(engine.device)
+        seconds = time.perf_counter() - start
+        output = to_bytes(result, scoring.protocol)
+        scores.append(_score(pair, name, output, clean, seconds, scoring))
+        if scoring.save is not None:
+            _save(scoring.save / name.replace("/", "_").replace("\\", "_") / f"{pair.rainy.stem}.png", output)
+    return scores
 
 
-def to_bytes(image: NDArray[np.float32], protocol: Protocol) -> Pixels:
+def to_bytes(image: NDArray[np.float32], protocol: ScoreProtocol) -> Pixels:
     """Values in [0, 1] to uint8 as the protocol's authors do: `prenet` truncates, `restormer` rounds."""
     scaled = image * np.float32(255)
     pixels: Pixels = (np.rint(scaled) if protocol == "restormer" else scaled).astype(np.uint8)
@@ -153,6 +166,7 @@ def summarise(scores: Sequence[ImageScore]) -> list[Result]:
                 else 0.0,
                 gain,
                 interval,
+                {label: statistics.fmean(score.further[label] for score in group) for label in group[0].further},
             )
         )
     return results
@@ -186,7 +200,8 @@ def _score(pair: Pair, weights: str, image: Pixels, clean: Pixels, seconds: floa
     ssim = None
     if min(height, width) >= SMALLEST_SSIM_SIDE:
         ssim = structural_similarity(image, clean, scoring.protocol, scoring.in_rgb)
-    return ImageScore(pair.rainy.name, weights, value, ssim, seconds, (width, height))
+    further = {judge.label: judge(image, clean) for judge in scoring.judges}
+    return ImageScore(pair.rainy.name, weights, value, ssim, seconds, (width, height), further)
 
 
 def _save(path: Path, image: Pixels) -> None:

@@ -17,6 +17,11 @@ Row = tuple[str, ...]
 HEADER: Row = ("weights", "PSNR", "SSIM", "s/image", "MP/s", "gain in dB")
 
 
+def header(results: Sequence[Result]) -> Row:
+    """Names of the columns: those of every table, then what the judges measured."""
+    return (*HEADER, *results[0].further)
+
+
 def to_rows(results: Sequence[Result], published: Sequence[Published]) -> list[Row]:
     """What the tables show: our own results, then what others published, marked so."""
     rows: list[Row] = []
@@ -28,10 +33,11 @@ def to_rows(results: Sequence[Result], published: Sequence[Published]) -> list[R
         timed = each.seconds_per_image > 0
         seconds = f"{each.seconds_per_image:.3f}" if timed else ""
         speed = f"{each.megapixels_per_second:.2f}" if timed else ""
-        rows.append((each.weights, f"{each.psnr:.2f}", ssim, seconds, speed, gain))
+        further = (f"{value:.4f}" for value in each.further.values())
+        rows.append((each.weights, f"{each.psnr:.2f}", ssim, seconds, speed, gain, *further))
     for figure in published:
         name = f"{figure.method} (published, trained on {figure.trained_on})"
-        rows.append((name, f"{figure.psnr:.2f}", f"{figure.ssim:.3f}", "", "", ""))
+        rows.append((name, f"{figure.psnr:.2f}", f"{figure.ssim:.3f}", "", "", "", *("" for _ in results[0].further)))
     return rows
 
 
@@ -44,8 +50,8 @@ def to_json(
         "protocol": protocol,
         "count": len({score.name for score in scores}),
         **further,
-        "results": [asdict(result) for result in results],
-        "images": [asdict(score) for score in scores],
+        "results": [_flat(result) for result in results],
+        "images": [_flat(score) for score in scores],
     }
     return json.dumps(record, indent=2) + "\n"
 
@@ -54,14 +60,30 @@ def to_csv(scores: Sequence[ImageScore]) -> str:
     """A line for each picture and set of weights."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("image", "weights", "psnr", "ssim", "seconds", "width", "height"))
+    labels = tuple(scores[0].further)
+    writer.writerow(("image", "weights", "psnr", "ssim", "seconds", "width", "height", *map(_key, labels)))
     for score in scores:
         ssim = "" if score.ssim is None else f"{score.ssim:.6f}"
-        writer.writerow((score.name, score.weights, f"{score.psnr:.4f}", ssim, f"{score.seconds:.4f}", *score.size))
+        further = (f"{score.further[label]:.6f}" for label in labels)
+        writer.writerow(
+            (score.name, score.weights, f"{score.psnr:.4f}", ssim, f"{score.seconds:.4f}", *score.size, *further)
+        )
     return buffer.getvalue()
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(names: Row, rows: Sequence[Row]) -> str:
     """The table as Markdown."""
-    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER), *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names), *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"
+
+
+def _flat(record: Result | ImageScore) -> dict[str, Any]:
+    """A record with the judges' measures beside the others."""
+    fields = asdict(record)
+    further = fields.pop("further")
+    return {**fields, **{_key(label): value for label, value in further.items()}}
+
+
+def _key(label: str) -> str:
+    """A column's name as programs like it."""
+    return label.lower().replace("-", "_")

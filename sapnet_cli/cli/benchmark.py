@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import warnings
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,9 @@ from sapnet_cli.errors import ImageError, SapnetError, UsageError
 from sapnet_cli.hub import DEFAULT_WEIGHTS, cache_folder
 
 if TYPE_CHECKING:
-    from sapnet_cli.benchmark.score import ImageScore, Result
+    from sapnet_cli.benchmark.score import ImageScore, Judge, Result, Scoring
     from sapnet_cli.data.benchmarks import BenchmarkSet
-    from sapnet_cli.data.pairs import PairListing
+    from sapnet_cli.data.pairs import Pair, PairListing
     from sapnet_cli.engine.engine import Engine
 
 
@@ -35,6 +36,12 @@ class SideBySide(str, Enum):
 
     clean_left = "clean-left"
     clean_right = "clean-right"
+
+
+class Downstream(str, Enum):
+    """Choices of --downstream."""
+
+    classify = "classify"
 
 
 RAINY_TOLERANCE = 0.02
@@ -62,6 +69,15 @@ def benchmark(
         Protocol, typer.Option(help="prenet: Y not rounded, outputs truncated. restormer: Y and outputs rounded.")
     ] = Protocol.prenet,
     rgb: Annotated[bool, typer.Option("--rgb", help="Score all three channels, not Y.")] = False,
+    lpips: Annotated[bool, typer.Option("--lpips", help="Also LPIPS, through VGG-16.")] = False,
+    downstream: Annotated[
+        Downstream | None,
+        typer.Option(help="Also whether ResNet-50 takes a picture for the same thing as its ground truth (top-1)."),
+    ] = None,
+    backbones: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with vgg16 and resnet50; else SAPNET_BACKBONES, the cache, the Hub."),
+    ] = None,
     stages: Annotated[
         str | None, typer.Option(metavar="N|all", help="Units to run; all draws the quality-time curve.")
     ] = None,
@@ -114,6 +130,9 @@ def benchmark(
             raise UsageError("name a set or a folder of pairs with --dataset; --list shows the sets")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         warnings.filterwarnings("ignore", module="PIL")
+
+        from sapnet_cli.benchmark.score import Scoring, summarise
+
         known, pairs = _find(dataset, data, side_by_side.value if side_by_side else None, out)
         chosen = [pair for pair in pairs.pairs if images is None or fnmatch.fnmatch(pair.rainy.name, images)][:limit]
         if not chosen:
@@ -121,11 +140,11 @@ def benchmark(
         engines = _engines(weights or [DEFAULT_WEIGHTS], stages, device, precision.value)
         for name, _ in engines:
             out.info(f"{name} on {len(chosen)} pairs of {pairs.source} ({pairs.layout})")
-        scores, failed, interrupted = _score(chosen, engines, protocol.value, rgb, save, out)
+        judges = _judges(lpips, downstream, backbones, engines[0][1])
+        scoring = Scoring(protocol.value, rgb, judges, save)
+        scores, failed, interrupted = _score(chosen, engines, scoring, out)
         if not scores:
             raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_FAILED)
-
-        from sapnet_cli.benchmark.score import summarise
 
         results = summarise(scores)
         whole = not rgb and known is not None and len(chosen) == len(pairs.pairs) and not (failed or interrupted)
@@ -198,11 +217,24 @@ def _engines(weights: list[str], stages: str | None, device: str, precision: str
     return engines
 
 
+def _judges(lpips: bool, downstream: Downstream | None, backbones: Path | None, engine: Engine) -> tuple[Judge, ...]:
+    """The further measures that were asked for, on the engine's device."""
+    from sapnet_cli.hub.backbones import locate_backbone
+    from sapnet_cli.metrics.judges import LPIPS, Classifier
+
+    judges: list[Judge] = []
+    if lpips:
+        judges.append(LPIPS(locate_backbone(("vgg16",), backbones)[1], engine.device))
+    if downstream is not None:
+        judges.append(Classifier(locate_backbone(("resnet50",), backbones)[1], engine.device))
+    return tuple(judges)
+
+
 def _score(
-    pairs: Any, engines: list[tuple[str, Engine]], protocol: Any, rgb: bool, save: Path | None, out: Output
+    pairs: Sequence[Pair], engines: list[tuple[str, Engine]], scoring: Scoring, out: Output
 ) -> tuple[list[ImageScore], bool, bool]:
     """Scores of all pictures that could be scored, whether one could not, and whether the user broke off."""
-    from sapnet_cli.benchmark.score import Scoring, score_pairs
+    from sapnet_cli.benchmark.score import score_pair
 
     scores: list[ImageScore] = []
     failed = False
@@ -210,13 +242,12 @@ def _score(
         with out.progress(len(pairs), "scoring"):
             for index, pair in enumerate(pairs):
                 try:
-                    for group in score_pairs([pair], engines, Scoring(protocol, rgb, save)):
-                        scores += group
+                    scores += score_pair(pair, engines, scoring)
                 except ImageError as error:
                     failed = True
                     out.error(str(error))
                 except OSError as error:
-                    raise SapnetError(f"{save}: cannot write there: {error.strerror or error}") from error
+                    raise SapnetError(f"{scoring.save}: cannot write there: {error.strerror or error}") from error
                 out.advance(index + 1, f"{scores[-1].psnr:.2f} dB" if scores else "")
     except KeyboardInterrupt:
         return scores, failed, True
@@ -253,12 +284,12 @@ def _write(
 
     from sapnet_cli.atomic import write_atomically
     from sapnet_cli.benchmark.score import peak_memory
-    from sapnet_cli.benchmark.tables import HEADER, to_csv, to_json, to_markdown, to_rows
+    from sapnet_cli.benchmark.tables import header, to_csv, to_json, to_markdown, to_rows
 
-    rows = to_rows(results, known.published if known and not rgb else ())
+    names, rows = header(results), to_rows(results, known.published if known and not rgb else ())
     count = len({score.name for score in scores})
     table = Table()
-    for index, name in enumerate(HEADER):
+    for index, name in enumerate(names):
         table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
@@ -270,7 +301,7 @@ def _write(
     contents = (
         to_json(dataset, protocol, results, scores, rgb=rgb, peak_memory_bytes=memory),
         to_csv(scores),
-        to_markdown(rows),
+        to_markdown(names, rows),
     )
     for path, content in zip(files, contents):
         if path is not None:
@@ -295,7 +326,7 @@ def _report(
     """Writes the page, with the pictures that the first weights gained most and least on."""
     from sapnet_cli.atomic import write_atomically
     from sapnet_cli.benchmark.report import Example, choose_examples, to_html
-    from sapnet_cli.benchmark.tables import to_rows
+    from sapnet_cli.benchmark.tables import header, to_rows
     from sapnet_cli.data.pictures import read_pair
 
     name, runner = engine
@@ -310,7 +341,8 @@ def _report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(
-            folder / "index.html", to_html(f"{dataset}: sapnet benchmark", note, rows, scores, examples).encode()
+            folder / "index.html",
+            to_html(f"{dataset}: sapnet benchmark", note, header(results), rows, scores, examples).encode(),
         )
     except OSError as error:
         raise SapnetError(f"{folder}: cannot write there: {error.strerror or error}") from error

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet50, resnet101
 
-from sapnet_cli.losses.backbone import IMAGENET_MEAN, IMAGENET_STD, read_backbone
+from sapnet_cli.losses.backbone import load_resnet
 
 CLASSES = 21
 LATERAL_WIDTH, SMOOTH_WIDTH = 256, 128
@@ -17,11 +16,6 @@ STAGE_WIDTHS = (256, 512, 1024, 2048)
 HEAD_DEVIATION = 0.01
 FOCUS = 2.0
 """Exponent gamma of the focal loss."""
-
-CAFFE_MEAN = (123.68, 116.779, 103.939)
-CAFFE_VARIANCE = 100.0
-"""Mean running variance behind the first convolution, above which weights were trained on pixels from 0 to 255: it is
-about one for normalised input and thousands for Caffe's and Keras's, which also stride in the first 1x1 convolution."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -46,17 +40,7 @@ class SegmentationNetwork(nn.Module):
             CheckpointError: the file is missing, damaged, or of another network.
         """
         super().__init__()
-        trunk = {50: resnet50, 101: resnet101}[depth](weights=None)
-        trunk.fc = nn.Identity()
-        wanted = {name: tensor.shape for name, tensor in trunk.state_dict().items() if "num_batches" not in name}
-        state = read_backbone(weights, wanted)
-        trunk.load_state_dict(state, strict=False)
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        if float(state["bn1.running_var"].mean()) > CAFFE_VARIANCE:
-            mean = (CAFFE_MEAN[0] / 255, CAFFE_MEAN[1] / 255, CAFFE_MEAN[2] / 255)
-            std = (1 / 255, 1 / 255, 1 / 255)
-            for stage in (trunk.layer2, trunk.layer3, trunk.layer4):
-                stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+        trunk, mean, std = load_resnet(weights, depth, classifies=False)
         self.stem = nn.Sequential(trunk.conv1, trunk.bn1, nn.ReLU(), trunk.maxpool)
         self.stages = nn.ModuleList([trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4])
         for module in self.modules():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sapnet_cli.losses.ssim import ssim
 
-Protocol = Literal["prenet", "restormer"]
+ScoreProtocol = Literal["prenet", "restormer"]
 """`prenet`: Y in double, SSIM after shrinking large pictures. `restormer`, also MPRNet's: Y rounded, SSIM as it is."""
 
 SSIM_SIDE = 256
@@ -29,14 +29,14 @@ def luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def psnr(
-    image: NDArray[np.uint8], truth: NDArray[np.uint8], protocol: Protocol = "prenet", in_rgb: bool = False
+    image: NDArray[np.uint8], truth: NDArray[np.uint8], protocol: ScoreProtocol = "prenet", in_rgb: bool = False
 ) -> float:
     """Peak signal-to-noise ratio in dB over the whole picture; infinite for equal pictures.
 
     Args:
         image: (H, W, 3) uint8.
         truth: the same shape.
-        protocol: see `Protocol`.
+        protocol: see `ScoreProtocol`.
         in_rgb: of all three channels, not of Y.
     """
     first, second = (_planes(each, protocol, in_rgb) for each in (image, truth))
@@ -45,7 +45,7 @@ def psnr(
 
 
 def structural_similarity(
-    image: NDArray[np.uint8], truth: NDArray[np.uint8], protocol: Protocol = "prenet", in_rgb: bool = False
+    image: NDArray[np.uint8], truth: NDArray[np.uint8], protocol: ScoreProtocol = "prenet", in_rgb: bool = False
 ) -> float:
     """SSIM (Wang et al. 2004) with an 11x11 Gaussian window over its valid region, L = 255.
 
@@ -54,7 +54,7 @@ def structural_similarity(
     Args:
         image: (H, W, 3) uint8, both sides at least 11.
         truth: the same shape.
-        protocol: see `Protocol`.
+        protocol: see `ScoreProtocol`.
         in_rgb: the mean over all three channels, not of Y.
     """
     factor = max(1, round(min(image.shape[:2]) / SSIM_SIDE)) if protocol == "prenet" else 1
@@ -63,7 +63,7 @@ def structural_similarity(
     return float(ssim(first, second))
 
 
-def _planes(image: NDArray[np.uint8], protocol: Protocol, in_rgb: bool) -> NDArray[np.float64]:
+def _planes(image: NDArray[np.uint8], protocol: ScoreProtocol, in_rgb: bool) -> NDArray[np.float64]:
     """What is compared, (H, W, 1 or 3) from 0 to 255."""
     if in_rgb:
         return image.astype(np.float64)
