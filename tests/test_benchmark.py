@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import serve
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as reference_ssim
@@ -23,11 +25,14 @@ from sapnet_cli.metrics.fidelity import psnr, structural_similarity
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
 
 
-def benchmark(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+def benchmark(
+    *arguments: object, code: int = 0, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [sys.executable, "-m", "sapnet_cli", "benchmark", *(str(each) for each in arguments)],
         capture_output=True,
         text=True,
+        env=environment,
     )
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
@@ -186,6 +191,43 @@ def test_the_report_works_in_a_browser(tmp_path: Path) -> None:
     # a quarter of the view is, four times enlarged about its middle, 43.75 % of the picture; the mouse has whole pixels
     assert float(rest[1]) == pytest.approx(43.75, abs=0.2)
     assert float(cut[1]) + float(rest[1]) == pytest.approx(100, abs=0.01)
+
+
+def test_a_set_is_fetched_from_the_hub(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "Rain12", 2)
+    files = {f"datasets/me/sets/Rain12/{path.relative_to(pairs)}": path.read_bytes() for path in pairs.rglob("*.png")}
+    files["datasets/me/sets/Rain200L/input/1.png"] = b"another set, not asked for"
+    home = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "SAPNET_CACHE": str(tmp_path / "cache"), "SAPNET_DATA": ""}
+    options = ("--dataset", "rain12", "--stages", 1, "--download")
+    with serve(files) as (address, requests):
+        online = {**home, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        result = benchmark(*options, "--repo", "me/sets", environment=online)
+        assert "2 pictures" in result.stdout
+        assert "this is not Rain12: 2 pictures instead of 12" in result.stderr
+        assert not any("Rain200L/input" in request for request in requests)
+        missing = benchmark("--dataset", "rain12", "--download", "--repo", "me/none", environment=online, code=2)
+        assert "me/none/Rain12" in missing.stderr
+    again = benchmark(*options, "--repo", "me/sets", environment={**home, "HF_HUB_OFFLINE": "1"})
+    assert "2 pictures" in again.stdout
+
+
+def test_a_benchmark_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 3)
+    options = ("--dataset", pairs, "--stages", 1, "--save", tmp_path / "out", "--json")
+    benchmark(*options, tmp_path / "first.json", "--limit", 2)
+    log = tmp_path / "out" / "scores.jsonl"
+    assert len(log.read_text().splitlines()) == 2
+    log.write_text(log.read_text() + '{"key": "half a li')
+    benchmark(*options, tmp_path / "second.json")
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text())["images"] for name in ("first", "second"))
+    assert second[: len(first)] == first, "scored again, seconds and all"
+    assert len(second) == 6
+    (pairs / "target" / "1.png").write_bytes((pairs / "target" / "2.png").read_bytes())
+    benchmark(*options, tmp_path / "third.json")
+    third = json.loads((tmp_path / "third.json").read_text())["images"]
+    assert third[0]["psnr"] != first[0]["psnr"], "the ground truth has changed"
+    benchmark(*options, tmp_path / "fourth.json", "--protocol", "restormer", "--limit", 1)
+    assert json.loads((tmp_path / "fourth.json").read_text())["images"][0]["psnr"] != third[0]["psnr"]
 
 
 def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:

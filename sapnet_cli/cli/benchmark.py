@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +14,13 @@ import typer
 
 from sapnet_cli.cli.derain import Precision
 from sapnet_cli.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, Output, exit_codes
+from sapnet_cli.cli.train import SideBySide
 from sapnet_cli.errors import ImageError, SapnetError, UsageError
 from sapnet_cli.hub import DEFAULT_WEIGHTS, cache_folder
 
 if TYPE_CHECKING:
     from sapnet_cli.benchmark.score import ImageScore, Judge, Result, Scoring
+    from sapnet_cli.benchmark.score_log import ScoreLog
     from sapnet_cli.data.benchmarks import BenchmarkSet
     from sapnet_cli.data.pairs import Pair, PairListing
     from sapnet_cli.engine.engine import Engine
@@ -29,13 +31,6 @@ class Protocol(str, Enum):
 
     prenet = "prenet"
     restormer = "restormer"
-
-
-class SideBySide(str, Enum):
-    """Choices of --side-by-side."""
-
-    clean_left = "clean-left"
-    clean_right = "clean-right"
 
 
 class Downstream(str, Enum):
@@ -65,6 +60,11 @@ def benchmark(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="Folder with the sets; SAPNET_DATA names it too.")
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the set from a dataset repository on the Hub if it is not here.")
+    ] = False,
+    repo: Annotated[str | None, typer.Option("--repo", help="That repository; SAPNET_DATA_REPO names it too.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of that repository.")] = None,
     protocol: Annotated[
         Protocol, typer.Option(help="prenet: Y not rounded, outputs truncated. restormer: Y and outputs rounded.")
     ] = Protocol.prenet,
@@ -105,7 +105,13 @@ def benchmark(
         ),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", metavar="DIR", help="Keep the outputs, as PNG.", rich_help_panel=FILES)
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="DIR",
+            help="Keep the outputs, as PNG, and the scores: a run that was broken off goes on.",
+            rich_help_panel=FILES,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)] = "auto",
     precision: Annotated[
@@ -132,8 +138,10 @@ def benchmark(
         warnings.filterwarnings("ignore", module="PIL")
 
         from sapnet_cli.benchmark.score import Scoring, summarise
+        from sapnet_cli.benchmark.score_log import ScoreLog
 
-        known, pairs = _find(dataset, data, side_by_side.value if side_by_side else None, out)
+        fetch = (lambda title: _download(title, repo, revision)) if download else None
+        known, pairs = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)
         chosen = [pair for pair in pairs.pairs if images is None or fnmatch.fnmatch(pair.rainy.name, images)][:limit]
         if not chosen:
             raise UsageError(f"{pairs.source}: no rainy picture is named {images}")
@@ -142,7 +150,8 @@ def benchmark(
             out.info(f"{name} on {len(chosen)} pairs of {pairs.source} ({pairs.layout})")
         judges = _judges(lpips, downstream, backbones, engines[0][1])
         scoring = Scoring(protocol.value, rgb, judges, save)
-        scores, failed, interrupted = _score(chosen, engines, scoring, out)
+        log = None if save is None else ScoreLog(save, _settings(weights or [DEFAULT_WEIGHTS], engines), scoring)
+        scores, failed, interrupted = _score(chosen, engines, scoring, log, out)
         if not scores:
             raise typer.Exit(EXIT_INTERRUPTED if interrupted else EXIT_FAILED)
 
@@ -172,8 +181,17 @@ def _list(data: Path | None, out: Output) -> None:
         out.info("name the folder that holds sets with --data or SAPNET_DATA")
 
 
-def _find(dataset: str, data: Path | None, side_by_side: Any, out: Output) -> tuple[BenchmarkSet | None, PairListing]:
-    """The set of a name, or the pairs of a path."""
+def _download(title: str, repository: str | None, revision: str | None) -> Path:
+    """The folder in the Hub's cache that a public set was fetched into."""
+    from sapnet_cli.hub.download import DATASETS, DATASETS_VARIABLE, download_dataset
+
+    return download_dataset(repository or os.environ.get(DATASETS_VARIABLE) or DATASETS, title, revision)
+
+
+def _find(
+    dataset: str, data: Path | None, side_by_side: Any, fetch: Callable[[str], Path] | None, out: Output
+) -> tuple[BenchmarkSet | None, PairListing]:
+    """The set of a name, fetched if it is not here and is to be, or the pairs of a path."""
     from sapnet_cli.data.benchmarks import BENCHMARKS, data_folders, find_benchmark
     from sapnet_cli.data.pairs import find_pairs
 
@@ -183,11 +201,13 @@ def _find(dataset: str, data: Path | None, side_by_side: Any, out: Output) -> tu
     else:
         folders = data_folders(data, cache_folder())
         found = find_benchmark(known, folders)
+        if found is None and fetch is not None:
+            found = find_benchmark(known, [fetch(known.title)])
         if found is None:
             where = ", ".join(map(str, folders)) or "nowhere, since no folder is named"
             raise UsageError(
                 f"{known.title} is not here (looked in {where}); put its folder, called {known.title}, into a folder "
-                "and name that with --data or SAPNET_DATA"
+                "and name that with --data or SAPNET_DATA, or fetch it with --download"
             )
         pairs = found
     for problem in pairs.problems[:5]:
@@ -217,6 +237,16 @@ def _engines(weights: list[str], stages: str | None, device: str, precision: str
     return engines
 
 
+def _settings(weights: list[str], engines: list[tuple[str, Engine]]) -> list[str]:
+    """What the scores depend on besides the pictures: the weights' content, and how the engines run them."""
+    import hashlib
+
+    from sapnet_cli.hub import locate_weights
+
+    digests = [hashlib.sha256(locate_weights(name).read_bytes()).hexdigest() for name in weights]
+    return [*digests, *(f"{name} {engine.device} {engine.precision} {engine.stages}" for name, engine in engines)]
+
+
 def _judges(lpips: bool, downstream: Downstream | None, backbones: Path | None, engine: Engine) -> tuple[Judge, ...]:
     """The further measures that were asked for, on the engine's device."""
     from sapnet_cli.hub.backbones import locate_backbone
@@ -231,7 +261,7 @@ def _judges(lpips: bool, downstream: Downstream | None, backbones: Path | None, 
 
 
 def _score(
-    pairs: Sequence[Pair], engines: list[tuple[str, Engine]], scoring: Scoring, out: Output
+    pairs: Sequence[Pair], engines: list[tuple[str, Engine]], scoring: Scoring, log: ScoreLog | None, out: Output
 ) -> tuple[list[ImageScore], bool, bool]:
     """Scores of all pictures that could be scored, whether one could not, and whether the user broke off."""
     from sapnet_cli.benchmark.score import score_pair
@@ -242,7 +272,12 @@ def _score(
         with out.progress(len(pairs), "scoring"):
             for index, pair in enumerate(pairs):
                 try:
-                    scores += score_pair(pair, engines, scoring)
+                    group = log.find(pair) if log is not None else None
+                    if group is None:
+                        group = score_pair(pair, engines, scoring)
+                        if log is not None:
+                            log.add(pair, group)
+                    scores += group
                 except ImageError as error:
                     failed = True
                     out.error(str(error))

@@ -145,7 +145,7 @@ class RainGenerator:
 
 
 def to_linear(pixels: Pixels) -> Plane:
-    """SRGB bytes to linear light in [0, 1] (IEC 61966-2-1)."""
+    """From sRGB bytes to linear light in [0, 1] (IEC 61966-2-1)."""
     value = np.arange(256, dtype=np.float64) / 255
     table = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     return table.astype(np.float32)[pixels]

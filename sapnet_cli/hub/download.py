@@ -17,6 +17,9 @@ from sapnet_cli.hub.backbones import HUB_FILE, Backbone
 REPOSITORY_VARIABLE, REPOSITORY = "SAPNET_HUB_REPO", "sapnet/sapnet-weights"
 """Our own weights on the Hub."""
 
+DATASETS_VARIABLE, DATASETS = "SAPNET_DATA_REPO", "sapnet/derain-benchmarks"
+"""The public sets on the Hub, a folder each by its title."""
+
 GITHUB_VARIABLE, GITHUB = "SAPNET_GITHUB_ENDPOINT", "https://raw.githubusercontent.com"
 """Where files of GitHub repositories come from; a mirror can take its place."""
 
@@ -47,6 +50,44 @@ def download_from_hub(repository: str, file: str, revision: str | None = None, f
         raise CheckpointError(f"{name}: not in the cache, and the Hub cannot be reached; try again online") from error
     except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {str(error).strip().splitlines()[0]}") from error
+
+
+def download_dataset(repository: str, folder: str, revision: str | None = None, offline: bool = False) -> Path:
+    """Fetches one folder of a dataset repository on the Hub into its cache.
+
+    Args:
+        repository: owner and name.
+        folder: in it.
+        revision: of the repository.
+        offline: whether only the cache is looked into.
+
+    Returns:
+        The path of the repository's copy in the cache.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached, or there is no such repository or folder.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = f"{repository}/{folder}"
+    try:
+        path = Path(
+            snapshot_download(
+                repository,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=[f"{folder}/*"],
+                local_files_only=offline,
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{name}: not in the cache, and the Hub cannot be reached; try again online") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: {str(error).strip().splitlines()[0]}") from error
+    if not (path / folder).is_dir():
+        raise CheckpointError(f"{repository} has no folder {folder}; name another repository with --repo")
+    return path
 
 
 def fetch_weights(

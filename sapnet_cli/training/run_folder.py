@@ -133,8 +133,9 @@ class RunFolder:
 
     def add_samples(self, iteration: int, rows: Sequence[Sequence[Pixels]]) -> None:
         """Writes one picture: a row for each sample, rainy, derained and clean from left to right."""
-        height, width = (max(picture.shape[axis] for row in rows for picture in row) for axis in (0, 1))
-        sheet = np.concatenate([np.concatenate([_framed(each, height, width) for each in row], axis=1) for row in rows])
+        strips = [np.concatenate([_framed(picture) for picture in row], axis=1) for row in rows]
+        width = max(strip.shape[1] for strip in strips)
+        sheet = np.concatenate([np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0))) for strip in strips])
         buffer = io.BytesIO()
         Image.fromarray(sheet).save(buffer, "PNG")
         with _clear_errors(self.path):
@@ -189,8 +190,6 @@ def _iteration(line: str) -> float:
         return float("inf")
 
 
-def _framed(picture: Pixels, height: int, width: int) -> Pixels:
-    """A picture on a black ground of a size, with a margin to its neighbours."""
-    ground = np.zeros((height + 4, width + 4, 3), np.uint8)
-    ground[: picture.shape[0], : picture.shape[1]] = picture
-    return ground
+def _framed(picture: Pixels) -> Pixels:
+    """A picture with a black margin to its neighbours."""
+    return np.pad(picture, ((0, 4), (0, 4), (0, 0)))
