@@ -38,6 +38,7 @@ class Recipe(str, Enum):
     """Choices of --recipe."""
 
     default = "default"
+    perceptual = "perceptual"
     paper = "paper"
 
 
@@ -84,7 +85,10 @@ def train(
     ] = False,
     recipe: Annotated[
         Recipe | None,
-        typer.Option(help="What all other options start from: what works best here, or the published one."),
+        typer.Option(
+            help="What all other options start from: what works best here, that with all four losses of the paper, "
+            "or the published recipe."
+        ),
     ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Budget: how often crops cover the training pictures in area.")

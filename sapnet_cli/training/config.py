@@ -172,7 +172,14 @@ DEFAULT: Mapping[str, Any] = {
 }
 """What works best here; the README shows why."""
 
-RECIPES: Mapping[str, Mapping[str, Any]] = {"default": DEFAULT, "paper": PAPER}
+PERCEPTUAL: Mapping[str, Any] = {
+    **DEFAULT,
+    "recipe": "perceptual",
+    "losses": LossWeights(ssim=1.0, l1=1.0, pcl=0.4, lpips=1.0, ubs=0.1, stages=0.3),
+}
+"""The same with all losses of the paper, where looks count more than PSNR."""
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {"default": DEFAULT, "perceptual": PERCEPTUAL, "paper": PAPER}
 
 
 def from_json(kind: type[Config], record: Mapping[str, Any]) -> Config:

@@ -25,7 +25,11 @@ SEGMENTATION_DEPTHS = {"resnet101": 101, "resnet50": 50}
 MINUTES_PER_VALIDATION = 2.0
 """Short runs are validated less often than long ones, which would cost them too much of their time."""
 
-DEFAULT_BUDGETS = {"default": Budget(60, "minutes"), "paper": Budget(100, "epochs")}
+DEFAULT_BUDGETS = {
+    "default": Budget(60, "minutes"),
+    "perceptual": Budget(60, "minutes"),
+    "paper": Budget(100, "epochs"),
+}
 
 
 @dataclass(frozen=True)
