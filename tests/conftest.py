@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner, Result
 
+from sapnet_cli.cli.app import app
 from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
@@ -63,3 +65,11 @@ def random_pixels(height: int, width: int, dtype: str = "uint8", seed: int = 0) 
     if dtype == "float32":
         return pixels.astype(np.float32)
     return np.rint(pixels * np.iinfo(dtype).max).astype(dtype)
+
+
+def invoke(*arguments: object, code: int = 0, **environment: str) -> Result:
+    """Runs the command in this process, which takes seconds less than in one of its own; checks how it ended."""
+    result = CliRunner().invoke(app, [str(each) for each in arguments], env={"NO_COLOR": "1", **environment})
+    assert result.exit_code == code, result.stderr or result.exception
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result

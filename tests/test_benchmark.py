@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import invoke
 from hub_server import serve
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as reference_ssim
 from test_pairs import write_pairs
+from typer.testing import Result
 
 from sapnet_cli.benchmark.score import bootstrap_interval, to_bytes
 from sapnet_cli.metrics.fidelity import psnr, structural_similarity
@@ -25,9 +27,12 @@ from sapnet_cli.metrics.fidelity import psnr, structural_similarity
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
 
 
-def benchmark(
-    *arguments: object, code: int = 0, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def benchmark(*arguments: object, code: int = 0, **environment: str) -> Result:
+    return invoke("benchmark", *arguments, code=code, **environment)
+
+
+def benchmark_apart(*arguments: object, environment: dict[str, str], code: int = 0) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the Hub's client reads its settings when it is imported."""
     result = subprocess.run(
         [sys.executable, "-m", "sapnet_cli", "benchmark", *(str(each) for each in arguments)],
         capture_output=True,
@@ -201,13 +206,13 @@ def test_a_set_is_fetched_from_the_hub(tmp_path: Path) -> None:
     options = ("--dataset", "rain12", "--stages", 1, "--download")
     with serve(files) as (address, requests):
         online = {**home, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        result = benchmark(*options, "--repo", "me/sets", environment=online)
+        result = benchmark_apart(*options, "--repo", "me/sets", environment=online)
         assert "2 pictures" in result.stdout
         assert "this is not Rain12: 2 pictures instead of 12" in result.stderr
         assert not any("Rain200L/input" in request for request in requests)
-        missing = benchmark("--dataset", "rain12", "--download", "--repo", "me/none", environment=online, code=2)
+        missing = benchmark_apart("--dataset", "rain12", "--download", "--repo", "me/none", environment=online, code=2)
         assert "me/none/Rain12" in missing.stderr
-    again = benchmark(*options, "--repo", "me/sets", environment={**home, "HF_HUB_OFFLINE": "1"})
+    again = benchmark_apart(*options, "--repo", "me/sets", environment={**home, "HF_HUB_OFFLINE": "1"})
     assert "2 pictures" in again.stdout
 
 

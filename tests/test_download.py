@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import invoke
 from hub_server import serve
+from typer.testing import Result
 
 from sapnet_cli.hub import RegisteredWeights, registered_weights
 from sapnet_cli.model.checkpoint import load_checkpoint
@@ -37,6 +39,12 @@ def sapnet(*arguments: object, home: Path, code: int = 0, **environment: str) ->
     return result
 
 
+def here(*arguments: object, home: Path, code: int = 0, **environment: str) -> Result:
+    """The command in this process, where nothing is asked of the Hub."""
+    closed = {"SAPNET_GITHUB_ENDPOINT": "http://127.0.0.1:9", "SAPNET_CACHE": str(home / "cache")}
+    return invoke(*arguments, code=code, **{**closed, **environment})
+
+
 def github(name: str, content: bytes) -> dict[str, bytes]:
     """What a mirror of GitHub serves."""
     source = entry(name).source
@@ -59,27 +67,27 @@ def test_a_list_of_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_released_weights_arrive_as_safetensors(name: str, shared: Path, tmp_path: Path) -> None:
     with serve(github(name, (shared / "peers" / PEERS[name]).read_bytes())) as (address, requests):
-        sapnet("download-weights", name, home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
-        again = sapnet("download-weights", name, home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
+        here("download-weights", name, home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
+        again = here("download-weights", name, home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
         assert "here already" in again.stderr
         assert len(requests) == 1
-        sapnet("download-weights", name, "--force", home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
+        here("download-weights", name, "--force", home=tmp_path, SAPNET_GITHUB_ENDPOINT=address)
         assert len(requests) == 2
     path = tmp_path / "cache" / f"{name}.safetensors"
     assert (load_checkpoint(path).config == PRENET) == name.startswith("prenet")
     photo = Path(__file__).parents[1] / "examples" / "rainy" / "rocket.jpg"
-    sapnet("derain", photo, "-o", tmp_path / "out", "--weights", name, "--stages", 1, home=tmp_path)
+    here("derain", photo, "-o", tmp_path / "out", "--weights", name, "--stages", 1, home=tmp_path)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    spoilt = sapnet("derain", photo, "-o", tmp_path / "out", "--weights", name, home=tmp_path, code=2)
+    spoilt = here("derain", photo, "-o", tmp_path / "out", "--weights", name, home=tmp_path, code=2)
     assert f"sapnet download-weights --force {name}" in spoilt.stderr
-    assert "damaged or was tampered with" in sapnet("download-weights", "--verify", name, home=tmp_path, code=1).stderr
+    assert "damaged or was tampered with" in here("download-weights", "--verify", name, home=tmp_path, code=1).stderr
 
 
 def test_weights_that_are_not_here_say_how_to_fetch_them(tmp_path: Path) -> None:
-    result = sapnet("derain", "x.png", "-o", "y", "--weights", "prenet-rain100l", home=tmp_path, code=2)
+    result = here("derain", "x.png", "-o", "y", "--weights", "prenet-rain100l", home=tmp_path, code=2)
     assert "sapnet download-weights prenet-rain100l" in result.stderr or "x.png" in result.stderr
     photo = Path(__file__).parents[1] / "examples" / "rainy" / "rocket.jpg"
-    result = sapnet("derain", photo, "-o", tmp_path, "--weights", "prenet-rain100l", home=tmp_path, code=2)
+    result = here("derain", photo, "-o", tmp_path, "--weights", "prenet-rain100l", home=tmp_path, code=2)
     assert result.stderr.strip().endswith("fetch it with: sapnet download-weights prenet-rain100l")
 
 
@@ -130,7 +138,7 @@ def test_backbones_and_foreign_weights_come_from_the_hub(tmp_path: Path) -> None
 
 
 def test_unreachable_and_unknown(tmp_path: Path) -> None:
-    result = sapnet("download-weights", "prenet-rain100h", home=tmp_path, code=1)
+    result = here("download-weights", "prenet-rain100h", home=tmp_path, code=1)
     assert "cannot be reached" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert "there are sapnet-base" in sapnet("download-weights", "snow", home=tmp_path, code=2).stderr
+    assert "there are sapnet-base" in here("download-weights", "snow", home=tmp_path, code=2).stderr
