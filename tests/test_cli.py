@@ -208,6 +208,10 @@ def test_full_disk_on_standard_output(photos: Path, tiny: Path) -> None:
     assert b"Traceback" not in result.stderr
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Path) -> None:
     folder, clean = tmp_path / "photos", tmp_path / "clean"
@@ -216,7 +220,14 @@ def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Pa
     for index in range(400):
         image.save(folder / f"{index:03d}.png", compress_level=1)
     command = [*COMMAND, "derain", str(folder), "-o", str(clean), "-w", str(tiny)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        # where these tests run in the background of a script, Ctrl-C is ignored, and so by what they start
+        preexec_fn=_hear_interrupts,
+    )
     deadline = time.monotonic() + 120
     while len(list(clean.glob("*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
