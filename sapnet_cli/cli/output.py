@@ -146,12 +146,13 @@ class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes(...):
         def terminate(number: int, frame: FrameType | None) -> None:
             raise Terminated
 
-        signal.signal(signal.SIGTERM, terminate)
+        self._before = signal.signal(signal.SIGTERM, terminate)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Maps the exception, if it is one that users can do something about."""
+        signal.signal(signal.SIGTERM, self._before)
         if isinstance(error, SapnetError):
             print_error(str(error))
             raise typer.Exit(EXIT_USAGE if isinstance(error, (UsageError, CheckpointError)) else EXIT_FAILED) from error
