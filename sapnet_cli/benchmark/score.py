@@ -20,6 +20,7 @@ from sapnet_cli.atomic import write_atomically
 from sapnet_cli.data.pairs import Pair
 from sapnet_cli.data.pictures import Pixels, read_pair
 from sapnet_cli.engine.engine import Engine
+from sapnet_cli.engine.hardware import synchronize
 from sapnet_cli.metrics.fidelity import SMALLEST_SSIM_SIDE, ScoreProtocol, psnr, structural_similarity
 
 RESAMPLES, CONFIDENCE = 10_000, 0.95
@@ -122,10 +123,10 @@ def score_pair(pair: Pair, engines: Sequence[tuple[str, Engine]], scoring: Scori
     scores = [_score(pair, RAINY, rainy, clean, 0.0, scoring)]
     pixels = rainy.astype(np.float32) / 255
     for name, engine in engines:
-        _wait(engine.device)
+        synchronize(engine.device)
         start = time.perf_counter()
         result = engine.derain(pixels)
-        _wait(engine.device)
+        synchronize(engine.device)
         seconds = time.perf_counter() - start
         output = to_bytes(result, scoring.protocol)
         scores.append(_score(pair, name, output, clean, seconds, scoring))
@@ -209,8 +210,3 @@ def _save(path: Path, image: Pixels) -> None:
     Image.fromarray(image).save(buffer, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -78,3 +78,9 @@ def free_memory(device: torch.device) -> int:
             continue
         free = min(free, max(0, limit - usage))
     return free
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done all that it was asked to: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sapnet_cli.engine.hardware import synchronize
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.losses.perceptual import VGGFeatures, perceptual_contrastive_loss
 from sapnet_cli.losses.segmentation import SegmentationNetwork, background_segmentation_loss
@@ -106,11 +107,11 @@ def time_steps(
         work()  # compiles, and allocates
     for _ in range(ROUNDS):
         for work, seconds in times.items():
-            _wait(processes.device)
+            synchronize(processes.device)
             start = time.perf_counter()
             for _ in range(STEPS):
                 work()
-            _wait(processes.device)
+            synchronize(processes.device)
             seconds.append((time.perf_counter() - start) / STEPS)
     return Timing(statistics.median(times[ours]), statistics.median(times[authors]), learner.precision_name)
 
@@ -149,8 +150,3 @@ def _released_steps(
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         yield
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 import time
@@ -27,8 +26,6 @@ from sapnet_cli.training.config import TrainingConfig
 from sapnet_cli.training.learner import Learner
 from sapnet_cli.training.processes import Processes
 from sapnet_cli.training.run_folder import BEST, FINAL, RunFolder
-
-log = logging.getLogger(__name__)
 
 REPORT_EVERY = 20
 """Iterations between two lines of metrics; losses are looked at no more often, so that a GPU never waits for it."""
