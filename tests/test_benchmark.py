@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
+import torch
 from conftest import invoke
 from hub_server import serve
 from PIL import Image
+from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as reference_ssim
 from test_pairs import write_pairs
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.segmentation import deeplabv3_resnet50
 from typer.testing import Result
 
 from sapnet_cli.benchmark.score import bootstrap_interval, to_bytes
-from sapnet_cli.metrics.fidelity import psnr, structural_similarity
+from sapnet_cli.errors import CheckpointError
+from sapnet_cli.hub import backbones as backbones_module
+from sapnet_cli.hub.backbones import TORCHVISION_FILES, locate_torchvision
+from sapnet_cli.metrics.fidelity import compare_with_input, psnr, structural_similarity
+from sapnet_cli.metrics.judges import Detector, Segmenter, matched_boxes
 
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
 
@@ -146,6 +159,93 @@ def test_further_measures_look_through_networks(backbones: Path, tmp_path: Path)
     assert dry["top_1"] == 1
     assert record["results"][0]["lpips"] == pytest.approx((dry["lpips"] + rainy["lpips"]) / 2)
     assert (tmp_path / "r.csv").read_text().splitlines()[0].endswith("height,lpips,top_1")
+
+
+def test_a_segmentation_counts_what_both_see(tmp_path: Path) -> None:
+    network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    torch.save(network.state_dict(), tmp_path / TORCHVISION_FILES["deeplabv3_resnet50"])
+    judge = Segmenter(locate_torchvision("deeplabv3_resnet50", tmp_path), torch.device("cpu"))
+    left, right = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
+    left[:, :4], right[:, :2] = 255, 255
+
+    def by_brightness(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert min(pixels.shape[2:]) == 520
+        return {"out": torch.cat((-pixels[:, :1], pixels[:, :1]), dim=1)}
+
+    judge._network = by_brightness  # type: ignore[assignment]
+    assert judge(left, left) == 1
+    assert judge(left, right) == pytest.approx((0.5 + 4 / 6) / 2, abs=0.01)  # bright 2 of 4 columns, dark 4 of 6
+
+
+def test_a_detection_counts_boxes_that_find_their_own(tmp_path: Path) -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
+    labels = torch.tensor([1, 1, 2, 3])
+    truth, true_labels = boxes[[0, 2, 3]], torch.tensor([1, 9, 3])
+    assert matched_boxes(boxes, labels, truth, true_labels) == 2  # one is taken already, one is of another class
+    assert matched_boxes(boxes, labels, truth[:0], true_labels[:0]) == 0
+
+    save_file(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), tmp_path / "x.safetensors")
+    judge = Detector(tmp_path / "x.safetensors", torch.device("cpu"))
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for shown, expected in (((boxes, labels), 4 / 7), ((boxes[:0], labels[:0]), 0.0)):
+        found = iter([shown, (truth, true_labels)])
+
+        def look(
+            _: object, found: Iterator[tuple[torch.Tensor, torch.Tensor]] = found
+        ) -> list[dict[str, torch.Tensor]]:
+            places, classes = next(found)
+            return [{"boxes": places, "labels": classes, "scores": torch.linspace(1, 0.5, len(places))}]
+
+        judge._network = look  # type: ignore[assignment]
+        assert judge(picture, picture) == pytest.approx(expected)
+
+
+def test_networks_of_torchvision_are_fetched_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    file = TORCHVISION_FILES["fasterrcnn_resnet50_fpn"]
+    (tmp_path / file).write_bytes(b"something else")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(backbones_module, "TORCHVISION_ADDRESS", f"http://127.0.0.1:{server.server_port}/")
+        with pytest.raises(CheckpointError, match=r"invalid hash.*--backbones"):
+            locate_torchvision("fasterrcnn_resnet50_fpn")
+        (tmp_path / file).rename(tmp_path / "gone")
+        with pytest.raises(CheckpointError, match="File not found"):
+            locate_torchvision("fasterrcnn_resnet50_fpn")
+        right = f"right-{hashlib.sha256(b'something else').hexdigest()[:8]}.pth"
+        monkeypatch.setitem(TORCHVISION_FILES, "fasterrcnn_resnet50_fpn", right)
+        (tmp_path / "gone").rename(tmp_path / right)
+        path = locate_torchvision("fasterrcnn_resnet50_fpn")
+        server.shutdown()
+    assert path.read_bytes() == b"something else"
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert locate_torchvision("fasterrcnn_resnet50_fpn") == path
+    with pytest.raises(CheckpointError, match="damaged, or of another network"):
+        Detector(path, torch.device("cpu"))
+
+
+def test_pictures_without_ground_truth_give_speed_and_what_changed(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 3)
+    options = ("--stages", 1, "--json", tmp_path / "r.json", "--csv", tmp_path / "r.csv", "--report", tmp_path / "page")
+    result = benchmark("--dataset", pairs / "input", *options)
+    assert "no ground truths here" in result.stderr
+    record = json.loads((tmp_path / "r.json").read_text())
+    before, after = record["results"]
+    assert record["count"] == 3
+    assert before["psnr"] is after["psnr"] is after["gain"] is None
+    assert before["change"] == before["brightness"] == 0
+    assert after["change"] > 0
+    assert after["seconds_per_image"] > 0
+    ramp = np.arange(0, 200, 10, np.uint8)[None, :, None].repeat(8, axis=0).repeat(3, axis=2)
+    said = compare_with_input(ramp + np.uint8(3), ramp)
+    assert said == pytest.approx({"change": 3, "brightness": 3, "gradient": 10 * 219 / 255})
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert page.count("<figure>") == 3
+    assert "Most changed" in page
+    assert "truth" not in re.sub("<script>.*</script>", "", page.split("</table>")[1], flags=re.DOTALL)
+    refused = benchmark("--dataset", pairs / "input", "--lpips", code=2)
+    assert "has no ground truths" in refused.stderr
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -27,29 +27,38 @@ PLOT_WIDTH, ROW_HEIGHT, MARGIN = 640, 34, 30
 
 @dataclass(frozen=True)
 class Example:
-    """One picture to look at: before, after and truth, each (H, W, 3) uint8, and its scores in words."""
+    """One picture to look at: before, after and, if there is one, truth, (H, W, 3) uint8 each; its scores in words."""
 
     title: str
     rainy: Pixels
     derained: Pixels
-    clean: Pixels
+    clean: Pixels | None
 
 
 def choose_examples(scores: Sequence[ImageScore], weights: str) -> list[tuple[str, str]]:
     """The pictures that some weights gained most and least on over the rainy input, best first.
 
+    Without ground truths, those that they changed most and least.
+
     Returns:
         Each picture's name, and what to say of it.
     """
     rainy = {score.name: score.psnr for score in scores if score.weights == RAINY}
-    gains = sorted(((each.psnr - rainy[each.name], each) for each in scores if each.weights == weights), key=_gain)
-    count = min(SHOWN, (len(gains) + 1) // 2)
-    worst, best = gains[: min(count, len(gains) - count)], gains[-count:]
-    return [
-        (score.name, f"{kind}: {score.name}, {rainy[score.name]:.2f} to {score.psnr:.2f} dB ({gain:+.2f})")
-        for kind, group in (("Best", best[::-1]), ("Worst", worst))
-        for gain, score in group
-    ]
+    ranked: list[tuple[float, str, str]] = []
+    for each in (score for score in scores if score.weights == weights):
+        before = rainy[each.name]
+        if each.psnr is None or before is None:
+            change = each.further["change"]
+            ranked.append((change, each.name, f"{change:.2f} of 255 levels"))
+        else:
+            gain = each.psnr - before
+            ranked.append((gain, each.name, f"{before:.2f} to {each.psnr:.2f} dB ({gain:+.2f})"))
+    ranked.sort()
+    paired = any(psnr is not None for psnr in rainy.values())
+    count = min(SHOWN, (len(ranked) + 1) // 2)
+    least, most = ranked[: min(count, len(ranked) - count)], ranked[-count:]
+    kinds = (("Best" if paired else "Most changed", most[::-1]), ("Worst" if paired else "Least changed", least))
+    return [(name, f"{kind}: {name}, {text}") for kind, group in kinds for _, name, text in group]
 
 
 def to_html(
@@ -80,14 +89,13 @@ def to_html(
     return page
 
 
-def _gain(pair: tuple[float, ImageScore]) -> tuple[float, str]:
-    return pair[0], pair[1].name
-
-
 def _plot(scores: Sequence[ImageScore]) -> str:
-    """A strip of dots for each set of weights: every picture's PSNR."""
-    names = list(dict.fromkeys(score.weights for score in scores))
-    low, high = (f(score.psnr for score in scores) for f in (min, max))
+    """A strip of dots for each set of weights: every picture's PSNR, if there is one."""
+    dots = [(score.weights, score.name, score.psnr) for score in scores if score.psnr is not None]
+    if not dots:
+        return ""
+    names = list(dict.fromkeys(weights for weights, _, _ in dots))
+    low, high = (f(psnr for _, _, psnr in dots) for f in (min, max))
     span = max(high - low, 1e-6)
 
     def place(value: float) -> float:
@@ -99,14 +107,14 @@ def _plot(scores: Sequence[ImageScore]) -> str:
         y = ROW_HEIGHT * row + 26
         parts.append(f'<text x="{MARGIN}" y="{y - 10}">{html.escape(name)}</text>')
         parts += [
-            f'<circle cx="{place(score.psnr):.1f}" cy="{y}" r="3.5"><title>{html.escape(score.name)}: '
-            f"{score.psnr:.2f} dB</title></circle>"
-            for score in scores
-            if score.weights == name
+            f'<circle cx="{place(psnr):.1f}" cy="{y}" r="3.5"><title>{html.escape(picture)}: '
+            f"{psnr:.2f} dB</title></circle>"
+            for weights, picture, psnr in dots
+            if weights == name
         ]
     for value in (low, (low + high) / 2, high):
         parts.append(f'<text class="tick" x="{place(value):.1f}" y="{height - 4}">{value:.1f} dB</text>')
-    return "".join(parts) + "</svg>"
+    return f"<h2>PSNR of each picture</h2>{''.join(parts)}</svg>"
 
 
 def _figure(example: Example) -> str:
@@ -118,14 +126,18 @@ def _figure(example: Example) -> str:
             ("middle", "derained", example.derained),
             ("right", "ground truth", example.clean),
         )
+        if pixels is not None
+    )
+    choices = (
+        '<p class="pairs"><button data-left="left" data-right="middle" class="on">rainy | derained</button>'
+        '<button data-left="middle" data-right="right">derained | truth</button>'
+        '<button data-left="left" data-right="right">rainy | truth</button></p>'
     )
     return (
         f'<figure><figcaption>{html.escape(example.title)}</figcaption><div class="view" tabindex="0">{images}'
         '<div class="edge"></div></div>'
         '<input type="range" min="0" max="100" value="50" aria-label="Where the pictures meet">'
-        '<p class="pairs"><button data-left="left" data-right="middle" class="on">rainy | derained</button>'
-        '<button data-left="middle" data-right="right">derained | truth</button>'
-        '<button data-left="left" data-right="right">rainy | truth</button></p></figure>'
+        f"{choices if example.clean is not None else ''}</figure>"
     )
 
 

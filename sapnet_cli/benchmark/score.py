@@ -21,7 +21,13 @@ from sapnet_cli.data.pairs import Pair
 from sapnet_cli.data.pictures import Pixels, read_pair
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import synchronize
-from sapnet_cli.metrics.fidelity import SMALLEST_SSIM_SIDE, ScoreProtocol, psnr, structural_similarity
+from sapnet_cli.metrics.fidelity import (
+    SMALLEST_SSIM_SIDE,
+    ScoreProtocol,
+    compare_with_input,
+    psnr,
+    structural_similarity,
+)
 
 RESAMPLES, CONFIDENCE = 10_000, 0.95
 
@@ -36,8 +42,8 @@ class ImageScore:
     Attributes:
         name: of the rainy file.
         weights: their name, or `RAINY`.
-        psnr: in dB, at most 100.
-        ssim: structural similarity, None for pictures too small for it.
+        psnr: in dB, at most 100; None without a ground truth.
+        ssim: structural similarity; None without a ground truth, and for pictures too small for it.
         seconds: for the picture through the engine, 0 for the rainy input.
         size: width and height.
         further: what the judges say, by their labels.
@@ -45,7 +51,7 @@ class ImageScore:
 
     name: str
     weights: str
-    psnr: float
+    psnr: float | None
     ssim: float | None
     seconds: float
     size: tuple[int, int]
@@ -58,8 +64,8 @@ class Result:
 
     Attributes:
         weights: their name, or `RAINY`.
-        psnr: mean in dB.
-        ssim: mean.
+        psnr: mean in dB; None without ground truths.
+        ssim: mean, likewise.
         seconds_per_image: median, the first picture left out where there are more.
         megapixels_per_second: median likewise.
         gain: mean difference of PSNR to the first weights, in dB; None for themselves.
@@ -68,7 +74,7 @@ class Result:
     """
 
     weights: str
-    psnr: float
+    psnr: float | None
     ssim: float | None
     seconds_per_image: float
     megapixels_per_second: float
@@ -95,12 +101,15 @@ class Scoring:
             published figures need; `restormer` rounds them.
         in_rgb: in all three channels, not in Y.
         judges: further measures.
+        paired: whether there are ground truths; without, each picture stands in for its own, and outputs are only
+            compared with what came in.
         save: folder for the outputs, one folder in it for each set of weights; None keeps none.
     """
 
     protocol: ScoreProtocol = "prenet"
     in_rgb: bool = False
     judges: tuple[Judge, ...] = ()
+    paired: bool = True
     save: Path | None = None
 
 
@@ -153,13 +162,14 @@ def summarise(scores: Sequence[ImageScore]) -> list[Result]:
         warm = group[1:] or group
         ssims = [score.ssim for score in group if score.ssim is not None]
         gain = interval = None
-        if first is not None and name not in (RAINY, first):
-            differences = np.array([one.psnr - other.psnr for one, other in zip(group, groups[first])])
+        psnrs = [score.psnr for score in group if score.psnr is not None]
+        if first is not None and name not in (RAINY, first) and psnrs:
+            differences = np.array(psnrs) - [score.psnr for score in groups[first]]
             gain, interval = float(differences.mean()), bootstrap_interval(differences)
         results.append(
             Result(
                 name,
-                statistics.fmean(score.psnr for score in group),
+                statistics.fmean(psnrs) if psnrs else None,
                 statistics.fmean(ssims) if ssims else None,
                 statistics.median(score.seconds for score in warm),
                 statistics.median(score.size[0] * score.size[1] / 1e6 / max(score.seconds, 1e-9) for score in warm)
@@ -197,11 +207,14 @@ def peak_memory(device: torch.device) -> int:
 
 def _score(pair: Pair, weights: str, image: Pixels, clean: Pixels, seconds: float, scoring: Scoring) -> ImageScore:
     height, width = clean.shape[:2]
+    further = {judge.label: judge(image, clean) for judge in scoring.judges}
+    if not scoring.paired:
+        further = compare_with_input(image, clean)
+        return ImageScore(pair.rainy.name, weights, None, None, seconds, (width, height), further)
     value = min(psnr(image, clean, scoring.protocol, scoring.in_rgb), 100.0)
     ssim = None
     if min(height, width) >= SMALLEST_SSIM_SIDE:
         ssim = structural_similarity(image, clean, scoring.protocol, scoring.in_rgb)
-    further = {judge.label: judge(image, clean) for judge in scoring.judges}
     return ImageScore(pair.rainy.name, weights, value, ssim, seconds, (width, height), further)
 
 

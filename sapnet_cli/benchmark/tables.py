@@ -34,7 +34,8 @@ def to_rows(results: Sequence[Result], published: Sequence[Published]) -> list[R
         seconds = f"{each.seconds_per_image:.3f}" if timed else ""
         speed = f"{each.megapixels_per_second:.2f}" if timed else ""
         further = (f"{value:.4f}" for value in each.further.values())
-        rows.append((each.weights, f"{each.psnr:.2f}", ssim, seconds, speed, gain, *further))
+        psnr = "" if each.psnr is None else f"{each.psnr:.2f}"
+        rows.append((each.weights, psnr, ssim, seconds, speed, gain, *further))
     for figure in published:
         name = f"{figure.method} (published, trained on {figure.trained_on})"
         rows.append((name, f"{figure.psnr:.2f}", f"{figure.ssim:.3f}", "", "", "", *("" for _ in results[0].further)))
@@ -63,11 +64,10 @@ def to_csv(scores: Sequence[ImageScore]) -> str:
     labels = tuple(scores[0].further)
     writer.writerow(("image", "weights", "psnr", "ssim", "seconds", "width", "height", *map(_key, labels)))
     for score in scores:
+        psnr = "" if score.psnr is None else f"{score.psnr:.4f}"
         ssim = "" if score.ssim is None else f"{score.ssim:.6f}"
         further = (f"{score.further[label]:.6f}" for label in labels)
-        writer.writerow(
-            (score.name, score.weights, f"{score.psnr:.4f}", ssim, f"{score.seconds:.4f}", *score.size, *further)
-        )
+        writer.writerow((score.name, score.weights, psnr, ssim, f"{score.seconds:.4f}", *score.size, *further))
     return buffer.getvalue()
 
 
@@ -86,4 +86,4 @@ def _flat(record: Result | ImageScore) -> dict[str, Any]:
 
 def _key(label: str) -> str:
     """A column's name as programs like it."""
-    return label.lower().replace("-", "_")
+    return label.lower().replace("-", "_").replace(" ", "_")

@@ -21,6 +21,7 @@ from sapnet_cli.hub import DEFAULT_WEIGHTS, cache_folder
 if TYPE_CHECKING:
     from sapnet_cli.benchmark.score import ImageScore, Judge, Result, Scoring
     from sapnet_cli.benchmark.score_log import ScoreLog
+    from sapnet_cli.benchmark.tables import Row
     from sapnet_cli.data.benchmarks import BenchmarkSet
     from sapnet_cli.data.pairs import Pair, PairListing
     from sapnet_cli.engine.engine import Engine
@@ -37,6 +38,8 @@ class Downstream(str, Enum):
     """Choices of --downstream."""
 
     classify = "classify"
+    segment = "segment"
+    detect = "detect"
 
 
 RAINY_TOLERANCE = 0.02
@@ -71,12 +74,15 @@ def benchmark(
     rgb: Annotated[bool, typer.Option("--rgb", help="Score all three channels, not Y.")] = False,
     lpips: Annotated[bool, typer.Option("--lpips", help="Also LPIPS, through VGG-16.")] = False,
     downstream: Annotated[
-        Downstream | None,
-        typer.Option(help="Also whether ResNet-50 takes a picture for the same thing as its ground truth (top-1)."),
+        list[Downstream] | None,
+        typer.Option(
+            help="Also whether other networks see in a picture what they see in its ground truth: ResNet-50's class, "
+            "DeepLabV3's regions, Faster R-CNN's boxes; may be repeated."
+        ),
     ] = None,
     backbones: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder with vgg16 and resnet50; else SAPNET_BACKBONES, the cache, the Hub."),
+        typer.Option(metavar="DIR", help="Folder with those networks; else SAPNET_BACKBONES, the caches, the network."),
     ] = None,
     stages: Annotated[
         str | None, typer.Option(metavar="N|all", help="Units to run; all draws the quality-time curve.")
@@ -139,17 +145,21 @@ def benchmark(
 
         from sapnet_cli.benchmark.score import Scoring, summarise
         from sapnet_cli.benchmark.score_log import ScoreLog
+        from sapnet_cli.benchmark.tables import to_rows
 
+        files = (json_file, csv_file, markdown_file)
         fetch = (lambda title: _download(title, repo, revision)) if download else None
-        known, pairs = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)
+        known, pairs, paired = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)
         chosen = [pair for pair in pairs.pairs if images is None or fnmatch.fnmatch(pair.rainy.name, images)][:limit]
         if not chosen:
             raise UsageError(f"{pairs.source}: no rainy picture is named {images}")
         engines = _engines(weights or [DEFAULT_WEIGHTS], stages, device, precision.value)
         for name, _ in engines:
-            out.info(f"{name} on {len(chosen)} pairs of {pairs.source} ({pairs.layout})")
-        judges = _judges(lpips, downstream, backbones, engines[0][1])
-        scoring = Scoring(protocol.value, rgb, judges, save)
+            out.info(f"{name} on {len(chosen)} pictures of {pairs.source} ({pairs.layout})")
+        if not paired and (lpips or downstream):
+            raise UsageError(f"{dataset} has no ground truths, which --lpips and --downstream compare with")
+        judges = _judges(lpips, downstream or [], backbones, engines[0][1])
+        scoring = Scoring(protocol.value, rgb, judges, paired, save)
         log = None if save is None else ScoreLog(save, _settings(weights or [DEFAULT_WEIGHTS], engines), scoring)
         scores, failed, interrupted = _score(chosen, engines, scoring, log, out)
         if not scores:
@@ -157,11 +167,13 @@ def benchmark(
 
         results = summarise(scores)
         whole = not rgb and known is not None and len(chosen) == len(pairs.pairs) and not (failed or interrupted)
-        if whole and known is not None:
+        if whole and known is not None and results[0].psnr is not None:
             _check(known, len(pairs.pairs), results[0].psnr, protocol.value, out)
-        _write(results, scores, known, dataset, protocol.value, rgb, engines, (json_file, csv_file, markdown_file), out)
+        what = f"{'RGB' if rgb else 'Y'}, protocol {protocol.value}" if paired else "no ground truth"
+        table = to_rows(results, known.published if known and not rgb else ())
+        _write(results, scores, table, (dataset, protocol.value, rgb, what), engines, files, out)
         if report is not None:
-            _report(report, dataset, protocol.value, rgb, results, scores, known, chosen, engines[0], out)
+            _report(report, (dataset, what), results, scores, table, chosen, engines[0], out)
         if interrupted:
             out.error(f"interrupted after {len({score.name for score in scores})} of {len(chosen)} pictures")
             raise typer.Exit(EXIT_INTERRUPTED)
@@ -190,14 +202,22 @@ def _download(title: str, repository: str | None, revision: str | None) -> Path:
 
 def _find(
     dataset: str, data: Path | None, side_by_side: Any, fetch: Callable[[str], Path] | None, out: Output
-) -> tuple[BenchmarkSet | None, PairListing]:
-    """The set of a name, fetched if it is not here and is to be, or the pairs of a path."""
+) -> tuple[BenchmarkSet | None, PairListing, bool]:
+    """The set of a name, fetched if it is not here and is to be, or the pairs of a path; whether they are pairs."""
     from sapnet_cli.data.benchmarks import BENCHMARKS, data_folders, find_benchmark
-    from sapnet_cli.data.pairs import find_pairs
+    from sapnet_cli.data.pairs import find_pairs, find_unpaired
 
+    paired = True
     known = BENCHMARKS.get(dataset.lower())
     if known is None or (Path(dataset).is_dir() and os.sep in dataset):
-        pairs = find_pairs(Path(dataset), side_by_side)
+        try:
+            pairs = find_pairs(Path(dataset), side_by_side)
+        except UsageError:
+            alone = find_unpaired(Path(dataset)) if side_by_side is None else None
+            if alone is None:
+                raise
+            pairs, paired = alone, False
+            out.warn(f"{dataset}: no ground truths here, so nothing says how good the outputs are; only what changed")
     else:
         folders = data_folders(data, cache_folder())
         found = find_benchmark(known, folders)
@@ -212,7 +232,7 @@ def _find(
         pairs = found
     for problem in pairs.problems[:5]:
         out.warn(problem)
-    return known, pairs
+    return known, pairs, paired
 
 
 def _engines(weights: list[str], stages: str | None, device: str, precision: str) -> list[tuple[str, Engine]]:
@@ -247,16 +267,20 @@ def _settings(weights: list[str], engines: list[tuple[str, Engine]]) -> list[str
     return [*digests, *(f"{name} {engine.device} {engine.precision} {engine.stages}" for name, engine in engines)]
 
 
-def _judges(lpips: bool, downstream: Downstream | None, backbones: Path | None, engine: Engine) -> tuple[Judge, ...]:
+def _judges(lpips: bool, downstream: list[Downstream], backbones: Path | None, engine: Engine) -> tuple[Judge, ...]:
     """The further measures that were asked for, on the engine's device."""
-    from sapnet_cli.hub.backbones import locate_backbone
-    from sapnet_cli.metrics.judges import LPIPS, Classifier
+    from sapnet_cli.hub.backbones import locate_backbone, locate_torchvision
+    from sapnet_cli.metrics.judges import LPIPS, Classifier, Detector, Segmenter
 
     judges: list[Judge] = []
     if lpips:
         judges.append(LPIPS(locate_backbone(("vgg16",), backbones)[1], engine.device))
-    if downstream is not None:
+    if Downstream.classify in downstream:
         judges.append(Classifier(locate_backbone(("resnet50",), backbones)[1], engine.device))
+    if Downstream.segment in downstream:
+        judges.append(Segmenter(locate_torchvision("deeplabv3_resnet50", backbones), engine.device))
+    if Downstream.detect in downstream:
+        judges.append(Detector(locate_torchvision("fasterrcnn_resnet50_fpn", backbones), engine.device))
     return tuple(judges)
 
 
@@ -283,7 +307,8 @@ def _score(
                     out.error(str(error))
                 except OSError as error:
                     raise SapnetError(f"{scoring.save}: cannot write there: {error.strerror or error}") from error
-                out.advance(index + 1, f"{scores[-1].psnr:.2f} dB" if scores else "")
+                last = scores[-1].psnr if scores else None
+                out.advance(index + 1, "" if last is None else f"{last:.2f} dB")
     except KeyboardInterrupt:
         return scores, failed, True
     return scores, failed, False
@@ -305,30 +330,28 @@ def _check(known: BenchmarkSet, count: int, rainy: float, protocol: str, out: Ou
 def _write(
     results: list[Result],
     scores: list[ImageScore],
-    known: BenchmarkSet | None,
-    dataset: str,
-    protocol: str,
-    rgb: bool,
+    rows: list[Row],
+    how: tuple[str, str, bool, str],
     engines: list[tuple[str, Engine]],
     files: tuple[Path | None, Path | None, Path | None],
     out: Output,
 ) -> None:
-    """The table on standard output, and the files that were asked for."""
+    """The table on standard output, and the files that were asked for; `how`: set, protocol, in RGB, and in words."""
     from rich.console import Console
     from rich.table import Table
 
     from sapnet_cli.atomic import write_atomically
     from sapnet_cli.benchmark.score import peak_memory
-    from sapnet_cli.benchmark.tables import header, to_csv, to_json, to_markdown, to_rows
+    from sapnet_cli.benchmark.tables import header, to_csv, to_json, to_markdown
 
-    names, rows = header(results), to_rows(results, known.published if known and not rgb else ())
-    count = len({score.name for score in scores})
+    names = header(results)
+    dataset, protocol, rgb, what = how
     table = Table()
     for index, name in enumerate(names):
         table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    typer.echo(f"{dataset}: {count} pictures, {'RGB' if rgb else 'Y'}, protocol {protocol}")
+    typer.echo(f"{dataset}: {len({score.name for score in scores})} pictures, {what}")
     console = Console()
     (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
     memory = peak_memory(engines[0][1].device)
@@ -348,37 +371,33 @@ def _write(
 
 def _report(
     folder: Path,
-    dataset: str,
-    protocol: Any,
-    rgb: bool,
+    how: tuple[str, str],
     results: list[Result],
     scores: list[ImageScore],
-    known: BenchmarkSet | None,
-    pairs: Any,
+    rows: list[Row],
+    pairs: Sequence[Pair],
     engine: tuple[str, Engine],
     out: Output,
 ) -> None:
-    """Writes the page, with the pictures that the first weights gained most and least on."""
+    """Writes the page, with pictures from both ends of what the first weights did; `how`: set, and in words."""
     from sapnet_cli.atomic import write_atomically
     from sapnet_cli.benchmark.report import Example, choose_examples, to_html
-    from sapnet_cli.benchmark.tables import header, to_rows
+    from sapnet_cli.benchmark.tables import header
     from sapnet_cli.data.pictures import read_pair
 
     name, runner = engine
+    dataset, what = how
     by_name = {pair.rainy.name: pair for pair in pairs}
     examples = []
     for picture, title in choose_examples(scores, name):
         rainy, clean = read_pair(by_name[picture])
-        examples.append(Example(title, rainy, runner.derain(rainy), clean))
-    count = len({score.name for score in scores})
-    note = f"{count} pictures, {'RGB' if rgb else 'Y'}, protocol {protocol}, {runner.device.type}. Pictures: {name}."
-    rows = to_rows(results, known.published if known and not rgb else ())
+        truth = None if results[0].psnr is None else clean
+        examples.append(Example(title, rainy, runner.derain(rainy), truth))
+    note = f"{len({score.name for score in scores})} pictures, {what}, {runner.device.type}. Pictures: {name}."
+    page = to_html(f"{dataset}: sapnet benchmark", note, header(results), rows, scores, examples)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            folder / "index.html",
-            to_html(f"{dataset}: sapnet benchmark", note, header(results), rows, scores, examples).encode(),
-        )
+        write_atomically(folder / "index.html", page.encode())
     except OSError as error:
         raise SapnetError(f"{folder}: cannot write there: {error.strerror or error}") from error
     out.info(f"report: {folder / 'index.html'}")

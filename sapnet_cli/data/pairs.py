@@ -99,6 +99,13 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted((path for path in files if path.suffix.lower() in FORMAT_OF_SUFFIX), key=_natural_order)
 
 
+def find_unpaired(source: Path) -> PairListing | None:
+    """The pictures right in a folder, or the one picture, each its own partner; None if there is none."""
+    files = list_pictures(source) if source.is_dir() else [source] if source.suffix.lower() in FORMAT_OF_SUFFIX else []
+    files = [path for path in files if path.is_file()]
+    return PairListing(source, "no ground truth", tuple(Pair(path, path) for path in files)) if files else None
+
+
 def _match(source: Path, rainy_folder: Path, clean_folder: Path) -> PairListing:
     """Finds the ground truth of each rainy picture by its name."""
     rainy_files, clean_files = list_pictures(rainy_folder), list_pictures(clean_folder)

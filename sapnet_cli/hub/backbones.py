@@ -1,4 +1,4 @@
-"""ImageNet networks that some losses look through: from a folder of the user's, the cache, or the Hub."""
+"""Networks that some losses and measures look through: from a folder of the user's, a cache, or the network."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ BACKBONES = {
     backbone.name: backbone
     for backbone in (_backbone("vgg16", "vgg16_features.safetensors"), _backbone("resnet101"), _backbone("resnet50"))
 }
+
+
+TORCHVISION_FILES = {
+    "deeplabv3_resnet50": "deeplabv3_resnet50_coco-cd0a2569.pth",
+    "fasterrcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+}
+"""Networks trained on COCO that torchvision hands out; each name ends with the beginning of the file's sha256."""
+
+TORCHVISION_ADDRESS = "https://download.pytorch.org/models/"
 
 
 def find_backbone(names: Sequence[str], folder: Path | None = None) -> tuple[str, Path] | None:
@@ -94,6 +103,36 @@ def locate_backbone(names: Sequence[str], folder: Path | None = None) -> tuple[s
         where = f"{folder} has no {' or '.join(f'{name}.safetensors' for name in names)}; " if folder else ""
         advice = f"or put {wanted.files[0]} into a folder and name it with --backbones or {FOLDER_VARIABLE}"
         raise CheckpointError(f"{where}{error}; {advice}, or switch the loss off") from error
+
+
+def locate_torchvision(name: str, folder: Path | None = None) -> Path:
+    """The weights of a network of torchvision: in the folder, in torch's cache (TORCH_HOME), or fetched into that.
+
+    Args:
+        name: of `TORCHVISION_FILES`.
+        folder: of weights; the environment variable SAPNET_BACKBONES names it otherwise.
+
+    Raises:
+        CheckpointError: they are not to be had, with what to do about it; or the folder does not exist.
+    """
+    import torch
+
+    file = TORCHVISION_FILES[name]
+    folder = _folder(folder)
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    for place in (cache,) if folder is None else (folder, cache):
+        for path in (place / f"{name}.safetensors", place / file):
+            if path.is_file():
+                return path
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(TORCHVISION_ADDRESS + file, str(cache / file), hash_prefix=file[-12:-4])
+    except (OSError, RuntimeError) as error:  # no connection; another digest than the name says
+        raise CheckpointError(
+            f"cannot fetch {TORCHVISION_ADDRESS}{file}: {getattr(error, 'reason', None) or error}; put {file} into a "
+            f"folder and name it with --backbones or {FOLDER_VARIABLE}"
+        ) from error
+    return cache / file
 
 
 def _folder(folder: Path | None) -> Path | None:

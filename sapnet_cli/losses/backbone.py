@@ -1,9 +1,11 @@
-"""Networks that were trained on ImageNet, read from safetensors files."""
+"""Networks that others trained, on ImageNet or COCO, read from files."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, resnet50, resnet101
 
 from sapnet_cli.errors import CheckpointError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Triple = tuple[float, float, float]
 
@@ -48,6 +52,27 @@ def load_resnet(path: Path, depth: int, classifies: bool) -> tuple[ResNet, Tripl
     for stage in (network.layer2, network.layer3, network.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     return network, (CAFFE_MEAN[0] / 255, CAFFE_MEAN[1] / 255, CAFFE_MEAN[2] / 255), (1 / 255, 1 / 255, 1 / 255)
+
+
+def load_torchvision(network: Network, path: Path) -> Network:
+    """Reads torchvision's weights into one of its networks.
+
+    Args:
+        network: gets them.
+        path: safetensors, or torchvision's own `.pth`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another network.
+    """
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items() if "num_batches" not in name}
+    if path.suffix == ".safetensors":
+        network.load_state_dict(read_backbone(path, wanted), strict=False)
+        return network
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, or of another network; fetch it again") from error
+    return network
 
 
 def read_backbone(path: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Tensor]:

@@ -63,6 +63,24 @@ def structural_similarity(
     return float(ssim(first, second))
 
 
+def compare_with_input(image: NDArray[np.uint8], rainy: NDArray[np.uint8]) -> dict[str, float]:
+    """What can be said of an output without a ground truth, (H, W, 3) uint8 each. None of it says that it is good.
+
+    Returns:
+        By the names that tables show: `change`, the mean absolute difference from the input, in 8-bit levels;
+        `brightness`, the mean difference, likewise, which is near 0 unless rain was bright; `gradient`, the mean
+        slope of Y between neighbours in levels, which falls as streaks go and, further, as details do.
+    """
+    difference = image.astype(np.float64) - rainy
+    plane = luma(image)
+    slopes = (np.abs(np.diff(plane, axis=axis)).mean() for axis in (0, 1) if plane.shape[axis] > 1)
+    return {
+        "change": float(np.abs(difference).mean()),
+        "brightness": float(difference.mean()),
+        "gradient": float(sum(slopes)),
+    }
+
+
 def _planes(image: NDArray[np.uint8], protocol: ScoreProtocol, in_rgb: bool) -> NDArray[np.float64]:
     """What is compared, (H, W, 1 or 3) from 0 to 255."""
     if in_rgb:
