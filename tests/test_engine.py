@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from sapnet_cli.engine import engine as engine_module
-from sapnet_cli.engine import strips
+from sapnet_cli.engine import fused
 from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.fused import FusedForward, FusedWeights
 from sapnet_cli.engine.hardware import choose_device, choose_precision
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
@@ -74,9 +75,7 @@ def whole(default_model: SAPNet) -> NDArray[np.float32]:
 def test_tiles_look_like_the_whole(
     default_model: SAPNet, whole: NDArray[np.float32], tile: int, batch: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # as if the picture were too large for storing its features, and for one group of its windows
-    monkeypatch.setattr(engine_module, "stored_bytes", lambda *arguments: 2**60)
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 5 * 256 * 256 * engine_module.VALUES_PER_PIXEL * 2)
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)  # as if the picture were too large to store its features
     config = EngineConfig(device="cpu", precision="fp32", tile=tile, batch_size=batch)
     tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
     assert 255 * difference(tiled, whole) <= 2
@@ -95,15 +94,59 @@ def test_exact_statistics(
     default_model: SAPNet, whole: NDArray[np.float32], on_disk: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if on_disk:
-        monkeypatch.setattr(strips, "free_memory", lambda device: 0)
-    monkeypatch.setattr(strips, "STRIP_VALUES", 560 * 100 * 50)  # several strips, the last one narrower
+        monkeypatch.setattr(fused, "free_memory", lambda device: 0)
+    in_strips(monkeypatch, 560 * 47)
     config = EngineConfig(device="cpu", precision="fp32", tile=256, tile_statistics="exact")
     exact = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
-    assert 255 * difference(exact, whole) < 0.05
+    assert 255 * difference(exact, whole) < 0.01
+
+
+def in_strips(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+    monkeypatch.setitem(fused.WHOLE_PIXELS, "cpu", 0)
+    monkeypatch.setitem(fused.STRIP_PIXELS, "cpu", pixels)
+    monkeypatch.setitem(fused.LSTM_PIXELS, "cpu", pixels // 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 3), (33, 47), (70, 60)])
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("strips", [False, True])
+def test_folded_attention_is_the_network(
+    size: tuple[int, int], attention: bool, strips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dilations reach beyond small pictures, and strips are lower than dilations."""
+    if strips:
+        in_strips(monkeypatch, 5 * size[1])
+    model = random_model(dilations=(1, 4, 16), attention=attention, stages=3)
+    rainy = torch.tensor(random_pixels(*size)[None]).float() / 255
+    with torch.inference_mode():
+        expected = model.stage_images(rainy.permute(0, 3, 1, 2))[-1]
+        forward = FusedForward(FusedWeights(model, torch.float32, torch.device("cpu")), rainy)
+        assert float((forward.run(3) - expected).abs().max()) < 1e-5
+    assert forward.whole != strips
+
+
+def test_windows_share_what_they_pool() -> None:
+    """Two windows give the mean of each one's pooled vectors, over their cores, and run alike by given ones."""
+    model = random_model(dilations=(1, 4))
+    weights = FusedWeights(model, torch.float32, torch.device("cpu"))
+    windows = torch.tensor(np.stack([random_pixels(40, 48, seed=seed) for seed in (1, 2)]))
+    pooled: list[Tensor] = []
+
+    def pool(features: Tensor) -> Tensor:
+        pooled.append(features[:, :, 5:-5, 5:-5].mean(dim=(0, 2, 3)))
+        return pooled[-1].view(1, -1, 1, 1)
+
+    with torch.inference_mode():
+        expected = model.stage_images(windows.permute(0, 3, 1, 2) / 255, pool=pool)[-1]
+        together = FusedForward(weights, windows, cores=[(slice(5, -5 + 40), slice(5, -5 + 48))] * 2)
+        assert float((together.run(2) - expected).abs().max()) < 1e-5
+        assert torch.allclose(torch.stack(together.pooled), torch.stack(pooled), atol=1e-5)
+        second = FusedForward(weights, windows[1:], vectors=together.pooled).run(2)
+    assert float((second - expected[1:]).abs().max()) < 1e-5
 
 
 def test_exact_statistics_without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strips, "STRIP_VALUES", 90 * 100 * 7)
+    in_strips(monkeypatch, 90 * 7)
     model, image = random_model(attention=False), random_pixels(60, 90, "float32")
     config = EngineConfig(device="cpu", precision="fp32", tile=48, overlap=8, tile_statistics="exact")
     assert difference(Engine(model, config).derain(image), Engine(model, CPU).derain(image)) < 1e-5
@@ -126,66 +169,65 @@ def test_fewer_stages_differ() -> None:
     assert difference(two, Engine(model, CPU).derain(image)) > 0
 
 
-class Overflowing(SAPNet):
-    """Gives NaN in half precision, as a real overflow does."""
-
-    def stage_images(self, rainy: Tensor, *arguments: object) -> list[Tensor]:  # type: ignore[override]
-        images = super().stage_images(rainy, *arguments)  # type: ignore[arg-type]
-        return images if self.embed.weight.dtype == torch.float32 else [image * float("nan") for image in images]
-
-
 @pytest.mark.parametrize("tile", [0, 96])
-def test_not_finite_is_computed_again_in_fp32(tile: int) -> None:
-    model = random_model()
-    overflowing = Overflowing(model.config)
-    overflowing.load_state_dict(model.state_dict())
-    image = random_pixels(100, 130)
-    options = {"device": "cpu", "tile": tile, "overlap": 16}
-    derained = Engine(overflowing, EngineConfig(precision="bf16", **options)).derain(image)  # type: ignore[arg-type]
-    expected = Engine(model, EngineConfig(precision="fp32", **options)).derain(image)  # type: ignore[arg-type]
-    assert difference(derained, expected) <= 1
+def test_not_finite_is_computed_again_in_fp32(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a real overflow in half precision is."""
+    put = FusedWeights.put
+
+    def overflow(self: FusedWeights, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = put(self, weight, bias)
+        return weight, bias if self.dtype == torch.float32 else bias * float("nan")
+
+    monkeypatch.setattr(FusedWeights, "put", overflow)
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    model, image = random_model(), random_pixels(100, 130)
+    half, full = (
+        Engine(model, EngineConfig(device="cpu", precision=precision, tile=tile, overlap=16)).derain(image)
+        for precision in ("bf16", "fp32")
+    )
+    assert difference(half, full) <= 1
 
 
-class Hungry(SAPNet):
-    """Runs out of memory on more than so many pixels, and remembers what it was given."""
+def limit_memory(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+    """Lets a forward over more pixels run out of memory."""
+    begin = FusedForward.__init__
 
-    limit = 0
-
-    def stage_images(self, rainy: Tensor, *arguments: object) -> list[Tensor]:  # type: ignore[override]
-        if rainy.shape[0] * rainy.shape[2] * rainy.shape[3] > self.limit:
+    def limited(self: FusedForward, weights: FusedWeights, rainy: Tensor, *arguments: object, **named: object) -> None:
+        if rainy.shape[:3].numel() > pixels:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-        return super().stage_images(rainy, *arguments)  # type: ignore[arg-type]
+        begin(self, weights, rainy, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FusedForward, "__init__", limited)
 
 
 def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
-    monkeypatch.setattr(engine_module, "STATISTICS_TILE", 96)
-    monkeypatch.setattr(engine_module, "STATISTICS_OVERLAP", 16)
-    monkeypatch.setattr(Hungry, "limit", 130 * 130)
-    model = random_model()
-    hungry = Hungry(model.config)
-    hungry.load_state_dict(model.state_dict())
-    image = random_pixels(200, 300)
+    monkeypatch.setattr(engine_module, "STATISTICS_WINDOW", 96)
+    monkeypatch.setattr(engine_module, "STATISTICS_MARGIN", 2)
+    model, image = random_model(), random_pixels(200, 300)
+    whole = Engine(model, CPU).derain(image)
     config = EngineConfig(device="cpu", precision="fp32", tile=256, overlap=32, batch_size=4)
-    assert difference(Engine(hungry, config).derain(image), Engine(model, CPU).derain(image)) <= 2
-    monkeypatch.setattr(Hungry, "limit", 10)
+    with monkeypatch.context() as limited:
+        limit_memory(limited, 130 * 130)
+        assert difference(Engine(model, config).derain(image), whole) <= 2
+    limit_memory(monkeypatch, 10)
     with pytest.raises(OutOfMemoryError, match="not even a small tile"):
-        Engine(hungry, config).derain(image)
+        Engine(model, config).derain(image)
 
 
 def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(Hungry, "stage_images", fail)
+    monkeypatch.setattr(FusedForward, "run", fail)
     with pytest.raises(RuntimeError, match="something else"):
-        Engine(Hungry(random_model().config), CPU).derain(random_pixels(8, 8))
+        Engine(random_model(), CPU).derain(random_pixels(8, 8))
 
 
 def test_auto_tiles_a_large_picture_only() -> None:
-    engine = Engine(random_model(), CPU)
+    engine = Engine(SAPNet(), CPU)
     assert engine._plan(300, 300)[0] == 0
-    tile, batch = engine._plan(4000, 6000)
+    tile, batch = engine._plan(5000, 6000)
     assert 192 <= tile <= 2048
     assert batch == 1
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes
 from sapnet_cli.engine.hardware import choose_device, choose_precision, free_memory
-from sapnet_cli.engine.statistics import RecordedPool, RunningPool
-from sapnet_cli.engine.strips import LayerwiseForward, stored_bytes
+from sapnet_cli.engine.statistics import RunningPool
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
-from sapnet_cli.model.sapnet import SAPNet, global_average_pool
+from sapnet_cli.model.sapnet import SAPNet
 
 Pixels: TypeAlias = NDArray[Any]
 """(H, W, 3) RGB: uint8, uint16, or float32 in [0, 1]."""
@@ -33,15 +33,18 @@ Report: TypeAlias = Callable[[float], None]
 log = logging.getLogger(__name__)
 
 VALUES_PER_PIXEL = 400
-"""Peak number of values that a forward holds for each pixel of its input, with a margin."""
+"""Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
 
 CPU_BUDGET, GPU_SHARE = 2**30, 0.6
-"""What `auto` gives to one forward: bytes on a CPU (never over a quarter of what is free), share of a free GPU."""
+"""What `auto` gives to one tile: bytes on a CPU (never over a quarter of what is free), share of a free GPU."""
+
+EXACT_BUDGET = 2**32
+"""Bytes (never over a quarter of what is free) up to which a picture is computed without tiles: about 12 megapixels."""
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
-STATISTICS_TILE, STATISTICS_OVERLAP = 256, 16
-"""Windows that the shared statistics are estimated on: small, so that many of them pass the network together."""
+STATISTICS_WINDOW, STATISTICS_MARGIN = 256, 16
+"""Windows that shared statistics are estimated on: small, so that many of them pass the network together."""
 
 STALE, MOST_PASSES = 0.1, 3
 """A group of windows passes again when the estimate has since moved by so much of its mean, and so often at most."""
@@ -59,8 +62,8 @@ class EngineConfig:
         batch_size: tiles, or small images of one size, in one forward; or `auto`.
         stages: progressive dilated units to run; None for as many as the network was trained with.
         tile_statistics: where attention's pooled vectors come from when an image is tiled: `shared` estimates them
-            for the whole image from its tiles, `exact` computes them layer by layer over the whole image, as is
-            done anyway where that takes no more memory than a tile.
+            from windows that cover the whole image, `exact` computes them layer by layer over all of it, as is done
+            anyway where memory allows.
     """
 
     device: str = "auto"
@@ -105,6 +108,7 @@ class Engine:
             raise UsageError(f"stages {self.stages} is out of range: these weights have 1 to {model.config.stages}")
         self._reference = model
         self._models: dict[torch.dtype, SAPNet] = {}
+        self._fused: dict[torch.dtype, FusedWeights] = {}
 
     def derain(self, image: Pixels) -> Pixels:
         """Derains one picture.
@@ -155,7 +159,7 @@ class Engine:
         together = 1 if self.config.batch_size == "auto" else self.config.batch_size
         if self.config.tile != "auto":
             tile = self.config.tile
-        elif height * width <= affordable // together:
+        elif height * width <= affordable // together or self._exact(height, width):
             tile = 0
         else:
             side = int((affordable / together) ** 0.5) // 32 * 32
@@ -167,12 +171,21 @@ class Engine:
         batch = 1 if self.device.type == "cpu" else max(1, min(64, affordable // window))
         return tile, batch
 
+    def _exact(self, height: int, width: int) -> bool:
+        """Whether a picture is computed in one, by strips: no tiles, no estimates. Who names a tile has less memory."""
+        most = EXACT_BUDGET if self.config.tile == "auto" else CPU_BUDGET
+        needed = stored_bytes(self._reference, self.precision, height * width)
+        return needed <= min(most, free_memory(self.device) / 4)
+
     def _budget(self) -> float:
         """Bytes that one forward may take."""
         free = free_memory(self.device)
         return free * GPU_SHARE if self.device.type == "cuda" else min(CPU_BUDGET, free / 4)
 
     def _affordable_pixels(self) -> int:
+        """Pixels of all windows of one forward."""
+        if self.device.type == "cpu":  # in strips where that is many
+            return int(self._budget() / stored_bytes(self._reference, self.precision, 1))
         return int(self._budget() / (VALUES_PER_PIXEL * self.precision.itemsize))
 
     def _derain_alike(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
@@ -180,14 +193,12 @@ class Engine:
         height, width = images[0].shape[:2]
         tile, batch = self._plan(height, width)
         room = max(batch * tile**2, self._affordable_pixels())  # pixels of a group that statistics are estimated on
-        layerwise = stored_bytes(self._model(self.precision), height, width) <= self._budget()
+        exact = self.config.tile_statistics == "exact" or self._exact(height, width)
         while True:
             try:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
-                if len(plan.tiles) == 1:
-                    return [pixels for group in _groups(images, batch) for pixels in self._derain_whole(group)]
-                if layerwise or self.config.tile_statistics == "exact":
-                    return [self._derain_layerwise(image, report) for image in images]
+                if len(plan.tiles) == 1 or exact:
+                    return [pixels for group in _groups(images, batch) for pixels in self._derain_whole(group, report)]
                 return [self._derain_tiled(image, plan, batch, room, report) for image in images]
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -202,36 +213,35 @@ class Engine:
                 raise OutOfMemoryError(
                     "not even a small tile fits into memory; close other programs or use --device cpu"
                 )
-            layerwise, room = False, batch * tile**2
+            exact, room = False, batch * tile**2
             log.warning("out of memory: trying again with tiles of %d px in batches of %d", tile, batch)
 
-    def _derain_whole(self, images: Sequence[Pixels]) -> list[Pixels]:
-        return _to_pixels(self._forward(_to_tensor(images, self.device)), images[0].dtype)
+    @torch.inference_mode()
+    def _derain_whole(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
+        """Pictures of one size: a small batch at once on a GPU, else each layer by layer."""
+        if len(images) > 1:
+            rainy = _to_tensor(images).to(self.device).permute(0, 3, 1, 2)
+            rainy = rainy.float() / 255 if rainy.dtype == torch.uint8 else rainy
 
+            def compute(precision: torch.dtype) -> list[Tensor]:
+                return [self._model(precision).stage_images(rainy, self.stages)[-1]]
+
+            return _to_pixels(self._finite(compute)[0].clamp_(0, 1), images[0].dtype)
+        return self._forward(images, report)
+
+    @torch.inference_mode()
     def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
         vectors, begin = None, 0.0
         if self._reference.config.attention:
             vectors, begin = self._estimate_vectors(image, room, _part(report, 0, 0.5)), 0.5
         result, report = np.empty_like(image), _part(report, begin, 1)
         for index, tiles in enumerate(_groups(plan.tiles, batch)):
-            windows = [image[plan.seen(tile)] for tile in tiles]
-            derained = _to_pixels(self._forward(_to_tensor(windows, self.device), vectors), image.dtype)
+            first, last = (min(1.0, number * batch / len(plan.tiles)) for number in (index, index + 1))
+            derained = self._forward([image[plan.seen(tile)] for tile in tiles], _part(report, first, last), vectors)
             for tile, pixels in zip(tiles, derained):
                 result[tile.core] = pixels[tile.core_in_window]
-            report(min(1.0, (index + 1) * batch / len(plan.tiles)))
         return result
 
-    @torch.inference_mode()
-    def _derain_layerwise(self, image: Pixels, report: Report) -> Pixels:
-        def read_rainy(start: int, stop: int) -> Tensor:
-            return _to_tensor([image[start:stop]], self.device)
-
-        def compute(model: SAPNet) -> list[Tensor]:
-            return [LayerwiseForward(model, read_rainy, *image.shape[:2]).run(self.stages, report)]
-
-        return _to_pixels(self._finite(compute)[0].clamp_(0, 1), image.dtype)[0]
-
-    @torch.inference_mode()
     def _estimate_vectors(self, image: Pixels, room: int, report: Report) -> list[Tensor]:
         """Attention's pooled vectors for the whole image, from small windows that cover it.
 
@@ -239,20 +249,21 @@ class Engine:
         of the image, so they pass again. The precision is that of the result: half precision has a bias of its own.
         """
         height, width = image.shape[:2]
-        small = plan_tiles(height, width, STATISTICS_TILE, STATISTICS_OVERLAP)
-        tiles = list(small.tiles)
+        plan = plan_tiles(height, width, STATISTICS_WINDOW, STATISTICS_MARGIN)
+        tiles = list(plan.tiles)
         random.Random(0).shuffle(tiles)  # noqa: S311
-        groups = list(_groups(tiles, max(1, room // math.prod(small.window))))
+        groups = list(_groups(tiles, max(1, room // math.prod(plan.window))))
 
-        def compute(model: SAPNet) -> list[Tensor]:
+        def compute(precision: torch.dtype) -> list[Tensor]:
             pool = RunningPool()
             waiting = list(range(len(groups)))
             for passes in range(MOST_PASSES * len(groups)):
                 report(min(1.0, passes / len(groups)))
                 index = waiting.pop(0)
-                pool.begin(index, groups[index])
-                windows = _to_tensor([image[small.seen(tile)] for tile in groups[index]], self.device)
-                model.stage_images(windows, self.stages, pool)
+                pool.begin(index)
+                rainy = _to_tensor([image[plan.seen(tile)] for tile in groups[index]])
+                cores = [tile.core_in_window for tile in groups[index]]
+                FusedForward(self._fused_weights(precision), rainy, cores=cores, pool=pool).run(self.stages)
                 if not waiting:
                     stalest, distance = pool.stalest()
                     if not distance > STALE:  # or not a number
@@ -262,20 +273,21 @@ class Engine:
 
         return self._finite(compute)
 
-    @torch.inference_mode()
-    def _forward(self, rainy: Tensor, vectors: Sequence[Tensor] | None = None) -> Tensor:
-        """One forward, (B, 3, H, W) in and out, clamped to [0, 1]."""
+    def _forward(
+        self, images: Sequence[Pixels], report: Report, vectors: Sequence[Tensor] | None = None
+    ) -> list[Pixels]:
+        """One picture by its own statistics, or several windows of one size by given ones."""
+        rainy = _to_tensor(images)
 
-        def compute(model: SAPNet) -> list[Tensor]:
-            pool = global_average_pool if vectors is None else RecordedPool(vectors)
-            return [model.stage_images(rainy, self.stages, pool)[-1]]
+        def compute(precision: torch.dtype) -> list[Tensor]:
+            return [FusedForward(self._fused_weights(precision), rainy, vectors).run(self.stages, report)]
 
-        return self._finite(compute)[0].clamp_(0, 1)
+        return _to_pixels(self._finite(compute)[0].clamp_(0, 1), images[0].dtype)
 
-    def _finite(self, compute: Callable[[SAPNet], list[Tensor]]) -> list[Tensor]:
+    def _finite(self, compute: Callable[[torch.dtype], list[Tensor]]) -> list[Tensor]:
         """Computes in the chosen precision, and again in float32 where that gives values that are not finite."""
         for precision in dict.fromkeys((self.precision, torch.float32)):
-            tensors = compute(self._model(precision))
+            tensors = compute(precision)
             if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                 return tensors
             log.info("not finite in %s", precision)
@@ -286,6 +298,11 @@ class Engine:
             model = copy.deepcopy(self._reference).to(self.device, precision)
             self._models[precision] = model.to(memory_format=torch.channels_last).eval()
         return self._models[precision]
+
+    def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
+        if precision not in self._fused:
+            self._fused[precision] = FusedWeights(self._model(torch.float32), precision, self.device)
+        return self._fused[precision]
 
 
 def _part(report: Report | None, begin: float, end: float) -> Report:
@@ -311,13 +328,14 @@ def _check(image: Pixels) -> None:
         raise ImageError("the image holds values that are not finite")
 
 
-def _to_tensor(images: Sequence[Pixels], device: torch.device) -> Tensor:
-    """Pictures of one size to (B, 3, H, W) float32 in [0, 1], channels last, on the device."""
-    batch = np.stack(images)
+def _to_tensor(images: Sequence[Pixels]) -> Tensor:
+    """Pictures of one size to (B, H, W, 3), uint8 or float32 in [0, 1]."""
+    batch = np.stack(images) if len(images) > 1 else images[0][None]
     if batch.dtype == np.uint16:
         batch = batch.astype(np.float32) / 65535
-    tensor = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
-    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
+    if not batch.flags.writeable:  # torch warns of memory that it could write to; nothing here does
+        batch = batch.copy()
+    return torch.from_numpy(np.ascontiguousarray(batch))
 
 
 def _to_pixels(images: Tensor, dtype: np.dtype[np.generic]) -> list[Pixels]:
