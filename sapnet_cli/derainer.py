@@ -50,6 +50,7 @@ class Derainer:
         stages: int | None = None,
         batch_size: int | Literal["auto"] = "auto",
         tile_statistics: Literal["shared", "exact"] = "shared",
+        tta: bool = False,
     ) -> None:
         """Loads the weights; the other arguments are those of `EngineConfig`.
 
@@ -62,12 +63,13 @@ class Derainer:
             stages: progressive units to run, None for all.
             batch_size: tiles, or pictures of one size, in one forward; or `auto`.
             tile_statistics: `shared` or `exact`.
+            tta: whether to take the mean over flips and quarter turns, for eight times the time.
 
         Raises:
             CheckpointError: the weights are missing, damaged or foreign.
             UsageError: an argument makes no sense, or the device is not there.
         """
-        config = EngineConfig(device, precision, tile, overlap, batch_size, stages, tile_statistics)
+        config = EngineConfig(device, precision, tile, overlap, batch_size, stages, tile_statistics, tta)
         self.engine = Engine(load_checkpoint(locate_weights(str(weights))), config)
 
     def derain(self, image: Picture) -> Picture:

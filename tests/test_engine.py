@@ -162,6 +162,23 @@ def test_bf16_is_close_to_fp32(default_model: SAPNet) -> None:
     assert 10 * np.log10(255**2 / max(error, 1e-9)) > 48
 
 
+def test_self_ensemble_is_the_mean_over_flips_and_turns() -> None:
+    image, model = random_pixels(24, 40, "float32"), random_model()
+    engine = Engine(model, CPU)
+    results = []
+    for flip in (lambda each: each, lambda each: each[:, ::-1]):
+        for turns in range(4):
+            view = np.ascontiguousarray(np.rot90(flip(image), turns))
+            results.append(flip(np.rot90(engine.derain(view), -turns)))
+    turned = Engine(model, EngineConfig(device="cpu", precision="fp32", tta=True))
+    assert difference(turned.derain(image), np.mean(results, axis=0)) < 1e-6
+    assert difference(results[0], np.mean(results, axis=0)) > 1e-4
+    for dtype in ("uint8", "uint16"):
+        pixels = random_pixels(9, 7, dtype)
+        assert turned.derain(pixels).dtype == pixels.dtype
+        assert difference(turned.derain(pixels), engine.derain(pixels)) < 0.2 * np.iinfo(pixels.dtype).max
+
+
 def test_fewer_stages_differ() -> None:
     image = random_pixels(32, 32)
     model = random_model(stages=4)

@@ -9,6 +9,7 @@ import pytest
 
 from sapnet_cli.errors import UsageError
 from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
+from sapnet_cli.imaging.shard import Shard, read_shard
 
 
 @pytest.fixture
@@ -125,3 +126,30 @@ class TestPlan:
         Path("empty").mkdir()
         with pytest.raises(UsageError, match="no pictures found"):
             plan("empty")
+
+
+def test_shards_together_are_the_whole() -> None:
+    items = list(range(11))
+    parts = [read_shard(f"{index}/4", {}).of(items) for index in (1, 2, 3, 4)]
+    assert sorted(item for part in parts for item in part) == items
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert read_shard("1/1", {}).of(items) == items
+    slurm = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "2"}
+    assert read_shard("auto", {**slurm, "SLURM_ARRAY_TASK_COUNT": "4"}) == Shard(2, 4)
+    assert read_shard("auto/3", {"JOB_COMPLETION_INDEX": "0"}) == Shard(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0/4", "part 0 of 4 does not exist"),
+        ("5/4", "part 5 of 4 does not exist"),
+        ("1/0", "does not exist"),
+        ("1", "not of the form"),
+        ("a/b", "not of the form"),
+        ("auto", "SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX is not set"),
+    ],
+)
+def test_senseless_shards(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_shard(text, {})

@@ -87,6 +87,7 @@ def benchmark(
     stages: Annotated[
         str | None, typer.Option(metavar="N|all", help="Units to run; all draws the quality-time curve.")
     ] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Also each with the mean over flips and quarter turns.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures.")] = None,
     images: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only rainy pictures of these names.")] = None,
     side_by_side: Annotated[
@@ -140,20 +141,21 @@ def benchmark(
             return
         if dataset is None:
             raise UsageError("name a set or a folder of pairs with --dataset; --list shows the sets")
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         warnings.filterwarnings("ignore", module="PIL")
 
         from sapnet_cli.benchmark.score import Scoring, summarise
         from sapnet_cli.benchmark.score_log import ScoreLog
         from sapnet_cli.benchmark.tables import to_rows
+        from sapnet_cli.engine.hardware import keep_freed_memory
 
+        keep_freed_memory()
         files = (json_file, csv_file, markdown_file)
         fetch = (lambda title: _download(title, repo, revision)) if download else None
         known, pairs, paired = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)
         chosen = [pair for pair in pairs.pairs if images is None or fnmatch.fnmatch(pair.rainy.name, images)][:limit]
         if not chosen:
             raise UsageError(f"{pairs.source}: no rainy picture is named {images}")
-        engines = _engines(weights or [DEFAULT_WEIGHTS], stages, device, precision.value)
+        engines = _engines(weights or [DEFAULT_WEIGHTS], stages, device, precision.value, tta)
         for name, _ in engines:
             out.info(f"{name} on {len(chosen)} pictures of {pairs.source} ({pairs.layout})")
         if not paired and (lpips or downstream):
@@ -235,8 +237,10 @@ def _find(
     return known, pairs, paired
 
 
-def _engines(weights: list[str], stages: str | None, device: str, precision: str) -> list[tuple[str, Engine]]:
-    """An engine for each set of weights, or for each number of units of each."""
+def _engines(
+    weights: list[str], stages: str | None, device: str, precision: str, tta: bool
+) -> list[tuple[str, Engine]]:
+    """An engine for each set of weights, or for each number of units of each, without and with `--tta`."""
     from sapnet_cli.engine.engine import Engine, EngineConfig
     from sapnet_cli.hub import locate_weights
     from sapnet_cli.model.checkpoint import load_checkpoint
@@ -250,8 +254,10 @@ def _engines(weights: list[str], stages: str | None, device: str, precision: str
         if stages == "all":
             counts = list(range(1, model.config.stages + 1))
         for count in counts:
-            config = EngineConfig(device=device, precision=precision, stages=count)
-            engines.append((name if count is None else f"{name} --stages {count}", Engine(model, config)))
+            label = name if count is None else f"{name} --stages {count}"
+            for turned in (False, True) if tta else (False,):
+                config = EngineConfig(device=device, precision=precision, stages=count, tta=turned)
+                engines.append((f"{label} --tta" if turned else label, Engine(model, config)))
     if len({name for name, _ in engines}) < len(engines):
         raise UsageError("the same weights are named twice")
     return engines

@@ -46,6 +46,9 @@ SMALLEST_TILE, LARGEST_TILE = 192, 2048
 STATISTICS_WINDOW, STATISTICS_MARGIN = 256, 16
 """Windows that shared statistics are estimated on: small, so that many of them pass the network together."""
 
+VIEWS = 8
+"""Flips and quarter turns of a picture."""
+
 STALE, MOST_PASSES = 0.1, 3
 """A group of windows passes again when the estimate has since moved by so much of its mean, and so often at most."""
 
@@ -64,6 +67,8 @@ class EngineConfig:
         tile_statistics: where attention's pooled vectors come from when an image is tiled: `shared` estimates them
             from windows that cover the whole image, `exact` computes them layer by layer over all of it, as is done
             anyway where memory allows.
+        tta: test-time augmentation, also called self-ensemble: the mean over the eight flips and quarter turns of
+            each picture, for eight times the time.
     """
 
     device: str = "auto"
@@ -73,6 +78,7 @@ class EngineConfig:
     batch_size: int | Literal["auto"] = "auto"
     stages: int | None = None
     tile_statistics: Literal["shared", "exact"] = "shared"
+    tta: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values that make no sense, with a `UsageError`."""
@@ -145,11 +151,14 @@ class Engine:
             while stop < min(start + self.batch_size(*first.shape[:2]), len(images)) and _alike(first, images[stop]):
                 stop += 1
             group = images[start:stop]
-            results += self._derain_alike(group, _part(report, start / len(images), stop / len(images)))
+            derain = self._derain_turned if self.config.tta else self._derain_alike
+            results += derain(group, _part(report, start / len(images), stop / len(images)))
         return results
 
     def batch_size(self, height: int, width: int) -> int:
-        """How many pictures of a size share one forward; 1 for those that are tiled."""
+        """How many pictures of a size share one forward; 1 for those that are tiled, or turned."""
+        if self.config.tta:
+            return 1
         tile, batch = self._plan(height, width)
         return batch if tile == 0 or max(height, width) <= tile else 1
 
@@ -187,6 +196,20 @@ class Engine:
         if self.device.type == "cpu":  # in strips where that is many
             return int(self._budget() / stored_bytes(self._reference, self.precision, 1))
         return int(self._budget() / (VALUES_PER_PIXEL * self.precision.itemsize))
+
+    def _derain_turned(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
+        """The mean over flips and quarter turns of one picture."""
+        (image,) = images
+        pixels = _to_tensor(images)[0].numpy()
+        pixels = pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels
+        total = np.zeros_like(pixels)
+        for index in range(VIEWS):
+            turns, mirrored = index % 4, index >= 4
+            view = np.rot90(pixels, turns)
+            view = np.ascontiguousarray(view[:, ::-1] if mirrored else view)
+            result = self._derain_alike([view], _part(report, index / VIEWS, (index + 1) / VIEWS))[0]
+            total += np.rot90(result[:, ::-1] if mirrored else result, -turns)
+        return _to_pixels(torch.from_numpy(total / VIEWS).permute(2, 0, 1)[None], image.dtype)
 
     def _derain_alike(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
