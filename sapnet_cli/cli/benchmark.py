@@ -190,7 +190,7 @@ def _list(data: Path | None, out: Output) -> None:
     for name, each in BENCHMARKS.items():
         pairs = find_benchmark(each, folders)
         place = f"{pairs.source}, {len(pairs.pairs)} pairs" if pairs else "not here"
-        typer.echo(f"{name:10} {each.count:5} pictures, {each.paper}: {place}")
+        typer.echo(f"{name:10} {each.count:5} pictures, {each.sizes}; {each.paper}; {each.source}: {place}")
     if not folders:
         out.info("name the folder that holds sets with --data or SAPNET_DATA")
 

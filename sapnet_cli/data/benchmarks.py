@@ -39,6 +39,7 @@ class BenchmarkSet:
         paper: where it comes from.
         count: pictures that are tested on.
         sizes: of the pictures, in words.
+        source: page of its authors, where to ask for it.
         folders: names that its folder goes by, beside its title.
         rainy_psnr: of the rainy pictures by the protocol `prenet`, in dB; None where it is not known. Measured for
             Rain100; as Wang et al. print it for Rain12, Rain1400 and SPA-Data (RCDNet, CVPR 2020).
@@ -50,12 +51,15 @@ class BenchmarkSet:
     paper: str
     count: int
     sizes: str
+    source: str
     folders: tuple[str, ...] = ()
     rainy_psnr: float | None = None
     published: tuple[Published, ...] = field(default=())
 
 
 _RAIN13K = "Rain13K"
+_JORDER = "www.icst.pku.edu.cn/struct/Projects/joint_rain_removal.html"
+_FU = "xueyangfu.github.io/projects/cvpr2017.html"
 
 BENCHMARKS = {
     each.name: each
@@ -66,6 +70,7 @@ BENCHMARKS = {
             "Yang et al., CVPR 2017, arXiv 1609.07769",
             100,
             "481x321 and 321x481",
+            _JORDER,
             rainy_psnr=26.901,
             published=(
                 Published("PReNet", 37.48, 0.979, "RainTrainL"),
@@ -80,6 +85,7 @@ BENCHMARKS = {
             "Yang et al., CVPR 2017, arXiv 1609.07769",
             100,
             "481x321 and 321x481",
+            _JORDER,
             rainy_psnr=13.556,
             published=(
                 Published("PReNet", 29.46, 0.899, "RainTrainH"),
@@ -88,17 +94,53 @@ BENCHMARKS = {
                 Published("Restormer", 31.46, 0.904, _RAIN13K),
             ),
         ),
-        BenchmarkSet("rain12", "Rain12", "Li et al., CVPR 2016", 12, "481x321 and 321x481", rainy_psnr=30.14),
-        BenchmarkSet("rain200l", "Rain200L", "Yang et al., CVPR 2017, arXiv 1609.07769", 200, "481x321 and 321x481"),
-        BenchmarkSet("rain200h", "Rain200H", "Yang et al., CVPR 2017, arXiv 1609.07769", 200, "481x321 and 321x481"),
-        BenchmarkSet("test100", "Test100", "Zhang et al., arXiv 1701.05957 (Rain800)", 100, "many", ("rain800",)),
-        BenchmarkSet("rain1400", "Rain1400", "Fu et al., CVPR 2017", 1400, "many", rainy_psnr=25.24),
-        BenchmarkSet("test2800", "Test2800", "Fu et al., CVPR 2017", 2800, "many"),
-        BenchmarkSet("test1200", "Test1200", "Zhang and Patel, CVPR 2018, arXiv 1802.07412", 1200, "512x512"),
         BenchmarkSet(
-            "spa-data", "SPA-Data", "Wang et al., CVPR 2019, arXiv 1904.01538", 1000, "512x512", ("spa",), 34.15
+            "rain12", "Rain12", "Li et al., CVPR 2016", 12, "481x321 and 321x481", "yu-li.github.io", (), 30.14
         ),
-        BenchmarkSet("gt-rain", "GT-RAIN", "Ba et al., ECCV 2022, arXiv 2206.10779", 2100, "many", ("gtrain",)),
+        BenchmarkSet(
+            "rain200l", "Rain200L", "Yang et al., CVPR 2017, arXiv 1609.07769", 200, "481x321 and 321x481", _JORDER
+        ),
+        BenchmarkSet(
+            "rain200h", "Rain200H", "Yang et al., CVPR 2017, arXiv 1609.07769", 200, "481x321 and 321x481", _JORDER
+        ),
+        BenchmarkSet(
+            "test100",
+            "Test100",
+            "Zhang et al., arXiv 1701.05957 (Rain800)",
+            100,
+            "many sizes",
+            "github.com/hezhangsprinter/ID-CGAN",
+            ("rain800",),
+        ),
+        BenchmarkSet("rain1400", "Rain1400", "Fu et al., CVPR 2017", 1400, "many sizes", _FU, (), 25.24),
+        BenchmarkSet("test2800", "Test2800", "Fu et al., CVPR 2017", 2800, "many sizes", _FU),
+        BenchmarkSet(
+            "test1200",
+            "Test1200",
+            "Zhang and Patel, CVPR 2018, arXiv 1802.07412",
+            1200,
+            "512x512",
+            "github.com/hezhangsprinter/DID-MDN",
+        ),
+        BenchmarkSet(
+            "spa-data",
+            "SPA-Data",
+            "Wang et al., CVPR 2019, arXiv 1904.01538",
+            1000,
+            "512x512",
+            "stevewongv.github.io/derain-project.html",
+            ("spa",),
+            34.15,
+        ),
+        BenchmarkSet(
+            "gt-rain",
+            "GT-RAIN",
+            "Ba et al., ECCV 2022, arXiv 2206.10779",
+            2100,
+            "many sizes",
+            "visual.ee.ucla.edu/gt_rain.htm",
+            ("gtrain",),
+        ),
     )
 }
 

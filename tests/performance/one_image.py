@@ -1,4 +1,6 @@
-"""Seconds for one picture: the authors' network in eager fp32, sapnet, and other runtimes, in turns in one run.
+"""Seconds for one picture: the authors' network in eager fp32, sapnet, and other runtimes, in turns.
+
+Each lives in a process of its own, so that none runs with another's settings or memory.
 
     python tests/performance/one_image.py [PICTURE] [--rounds 7] [--stages 6] [--device cpu]
 
@@ -14,6 +16,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ from sapnet_cli.training.benchmark import ReleasedNetwork
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rainy" / "china.jpg"
 SIZE = (481, 321)
+AUTHORS = "authors' network, eager fp32"
 
 Run = Callable[[], np.ndarray]
 
@@ -58,32 +63,81 @@ class Published(nn.Module):
         return self.model.stage_images(rainy)[-1].clamp(0, 1)
 
 
-def other_runtimes(model: SAPNet, rainy: np.ndarray) -> dict[str, Run]:
-    """ONNX Runtime and OpenVINO, as far as they are here."""
-    runs: dict[str, Run] = {}
-    if importlib.util.find_spec("onnx") is None:
-        return runs
+def authors(model: SAPNet, rainy: np.ndarray, device: torch.device, stages: int) -> Run:
+    """As their test script does it."""
+    network, on_device = released(model).to(device), torch.from_numpy(rainy).to(device)
+    network.stages = stages
+
+    @torch.inference_mode()
+    def run() -> np.ndarray:
+        return network(on_device).clamp(0, 1).cpu().numpy()
+
+    return run
+
+
+def ours(model: SAPNet, rainy: np.ndarray, device: torch.device, stages: int, precision: str) -> Run:
+    """As `sapnet derain` does it."""
+    keep_freed_memory()
+    engine = Engine(model, EngineConfig(str(device), precision, stages=stages))
+    image = np.ascontiguousarray(rainy[0].transpose(1, 2, 0))
+    return lambda: engine.derain(image).transpose(2, 0, 1)[None]
+
+
+def export(model: SAPNet, rainy: np.ndarray) -> str:
+    """The published graph as ONNX."""
     path = str(Path(tempfile.mkdtemp()) / "sapnet.onnx")
-    torch.onnx.export(
-        Published(model), (torch.from_numpy(rainy),), path, dynamo=False, input_names=["rainy"], output_names=["clean"]
-    )
-    threads = torch.get_num_threads()
-    if importlib.util.find_spec("onnxruntime"):
-        import onnxruntime
+    names = {"input_names": ["rainy"], "output_names": ["clean"]}
+    torch.onnx.export(Published(model), (torch.from_numpy(rainy),), path, dynamo=False, **names)
+    return path
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        runs["ONNX Runtime fp32"] = lambda: session.run(None, {"rainy": rainy})[0]
-    if importlib.util.find_spec("openvino"):
-        import openvino
 
-        core = openvino.Core()
-        for name, hint in (("fp32", "f32"), ("bf16", "bf16")):
-            settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-            compiled = core.compile_model(core.read_model(path), "CPU", settings)
-            runs[f"OpenVINO {name}"] = lambda compiled=compiled: compiled(rainy)[0]
-    return runs
+def onnx_runtime(model: SAPNet, rainy: np.ndarray) -> Run:
+    """ONNX Runtime on as many threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(export(model, rainy), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"rainy": rainy})[0]
+
+
+def openvino(model: SAPNet, rainy: np.ndarray, hint: str) -> Run:
+    """OpenVINO on as many threads."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(export(model, rainy)), "CPU", settings)
+    return lambda: compiled(rainy)[0]
+
+
+def work(name: str, arguments: argparse.Namespace, connection: Connection) -> None:
+    """One process: runs when it is told to, and says how long it took and what came out."""
+    warnings.filterwarnings("ignore")
+    model = load_checkpoint(locate_weights(arguments.weights)).eval().requires_grad_(False)
+    device = choose_device(arguments.device)
+    rainy = read_picture(arguments.picture)
+    runs: dict[str, Callable[[], Run]] = {
+        AUTHORS: lambda: authors(model, rainy, device, arguments.stages),
+        "sapnet --precision fp32": lambda: ours(model, rainy, device, arguments.stages, "fp32"),
+        "sapnet --precision auto": lambda: ours(model, rainy, device, arguments.stages, "auto"),
+        "ONNX Runtime fp32": lambda: onnx_runtime(model, rainy),
+        "OpenVINO fp32": lambda: openvino(model, rainy, "f32"),
+        "OpenVINO bf16": lambda: openvino(model, rainy, "bf16"),
+    }
+    run = runs[name]()
+    while connection.recv():
+        synchronize(device)
+        start = time.perf_counter()
+        result = run()
+        synchronize(device)
+        connection.send((time.perf_counter() - start, result))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(1, 3, H, W) float32."""
+    image = np.asarray(Image.open(path).convert("RGB"))[: SIZE[1], : SIZE[0]].astype(np.float32) / 255
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 
 
 def main() -> None:
@@ -94,49 +148,35 @@ def main() -> None:
     parser.add_argument("--weights", default="sapnet-base")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    keep_freed_memory()
 
-    model = load_checkpoint(locate_weights(arguments.weights)).eval().requires_grad_(False)
-    device = choose_device(arguments.device)
-    image = np.asarray(Image.open(arguments.picture).convert("RGB"))[: SIZE[1], : SIZE[0]].astype(np.float32) / 255
-    rainy = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
-    network, on_device = released(model).to(device), torch.from_numpy(rainy).to(device)
-    network.stages = arguments.stages
+    names = [AUTHORS, "sapnet --precision fp32", "sapnet --precision auto"]
+    if arguments.device == "cpu" and arguments.stages == 6 and importlib.util.find_spec("onnx"):
+        names += ["ONNX Runtime fp32"] if importlib.util.find_spec("onnxruntime") else []
+        names += ["OpenVINO fp32", "OpenVINO bf16"] if importlib.util.find_spec("openvino") else []
+    context, connections = get_context("spawn"), {}
+    for name in names:
+        connections[name], end = context.Pipe()
+        context.Process(target=work, args=(name, arguments, end), daemon=True).start()
 
-    @torch.inference_mode()
-    def authors() -> np.ndarray:
-        return network(on_device).clamp(0, 1).cpu().numpy()
+    def run(name: str) -> tuple[float, np.ndarray]:
+        connections[name].send(True)
+        return connections[name].recv()
 
-    runs: dict[str, Run] = {"authors' network, eager fp32": authors}
-    for precision in ("fp32", "auto"):
-        engine = Engine(model, EngineConfig(arguments.device, precision, stages=arguments.stages))
-        name = str(engine.precision).removeprefix("torch.")
-        runs[f"sapnet --precision {precision} ({name})"] = lambda engine=engine: engine.derain(image).transpose(2, 0, 1)
-    if device.type == "cpu" and arguments.stages == model.config.stages:
-        runs |= other_runtimes(model, rainy)
-
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    expected = authors()
-    print(f"{image.shape[1]}x{image.shape[0]}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for run in runs.values():
-        run()
+    results = {name: run(name)[1] for name in names}  # also warms up
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(arguments.rounds):
-        for name, run in runs.items():
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-    first = statistics.median(seconds["authors' network, eager fp32"])
-    print(f"{'':34} {'median s':>9} {'fastest s':>9} {'ratio':>6}  off by at most, PSNR against the first")
-    for name, run in runs.items():
-        error = np.abs(run().reshape(expected.shape) - expected)
-        noise = -10 * np.log10(max(float(np.square(error).mean()), 1e-20))
+        for name in names:
+            seconds[name].append(run(name)[0])
+
+    shape = results[AUTHORS].shape
+    print(f"{shape[3]}x{shape[2]}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'':30} {'median s':>9} {'fastest s':>9} {'ratio':>6}  off by at most, PSNR against the first")
+    first = statistics.median(seconds[AUTHORS])
+    for name in names:
+        error = np.abs(results[name] - results[AUTHORS])
+        off = f"{error.max():.0e}, {-10 * np.log10(max(float(np.square(error).mean()), 1e-20)):.0f} dB"
         median = statistics.median(seconds[name])
-        print(
-            f"{name:34} {median:9.3f} {min(seconds[name]):9.3f} {first / median:6.2f}  {error.max():.0e}, {noise:.0f} dB"
-        )
+        print(f"{name:30} {median:9.3f} {min(seconds[name]):9.3f} {first / median:6.2f}  {off}")
 
 
 if __name__ == "__main__":
