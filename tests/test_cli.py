@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLES, random_model, random_pixels
+from conftest import EXAMPLES, invoke, random_model, random_pixels
 from PIL import Image
 
 from sapnet_cli.model.checkpoint import save_checkpoint
@@ -64,6 +64,28 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
         rainy, clean = (np.asarray(Image.open(path)) for path in (source, tmp_path / "clean" / source.name))
         assert rainy.shape == clean.shape
         assert not np.array_equal(rainy, clean)
+
+
+def test_two_shards_are_the_whole(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    for name in ("text.jpg", "empty.png", "half.png"):
+        (photos / name).unlink()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    invoke("derain", photos, "-o", whole, "-w", tiny)
+    sizes = []
+    for shard in ("1/2", "2/2"):
+        invoke("derain", photos, "-o", parts, "-w", tiny, "--shard", shard)
+        sizes.append(len(snapshot(parts)))
+    assert sizes == [3, 6]
+    assert snapshot(parts) == snapshot(whole)
+    refused = invoke("derain", photos, "-o", parts, "--shard", "3/2", code=2)
+    assert "part 3 of 2 does not exist" in refused.stderr
+
+
+def test_self_ensemble_from_the_command(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    for name, options in (("once", ()), ("turned", ("--tta",))):
+        invoke("derain", photos / "a.png", "-o", tmp_path / f"{name}.png", "-w", tiny, *options)
+    once, turned = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("once", "turned"))
+    assert 0 < np.abs(once - turned).max() < 100
 
 
 def test_a_mixed_folder(photos: Path, tmp_path: Path, tiny: Path) -> None:
