@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 VALUES_PER_PIXEL = 400
 """Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
 
-CPU_BUDGET, GPU_SHARE = 7 * 2**26, 0.6
+CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
 """What `auto` gives to one tile: bytes on a CPU (never over a quarter of what is free), share of a free GPU."""
 
 EXACT_BUDGET = 2**32
