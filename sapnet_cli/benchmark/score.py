@@ -207,7 +207,6 @@ def peak_memory(device: torch.device) -> int:
 
 def _score(pair: Pair, weights: str, image: Pixels, clean: Pixels, seconds: float, scoring: Scoring) -> ImageScore:
     height, width = clean.shape[:2]
-    further = {judge.label: judge(image, clean) for judge in scoring.judges}
     if not scoring.paired:
         further = compare_with_input(image, clean)
         return ImageScore(pair.rainy.name, weights, None, None, seconds, (width, height), further)
@@ -215,6 +214,7 @@ def _score(pair: Pair, weights: str, image: Pixels, clean: Pixels, seconds: floa
     ssim = None
     if min(height, width) >= SMALLEST_SSIM_SIDE:
         ssim = structural_similarity(image, clean, scoring.protocol, scoring.in_rgb)
+    further = {judge.label: judge(image, clean) for judge in scoring.judges}
     return ImageScore(pair.rainy.name, weights, value, ssim, seconds, (width, height), further)
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes
+from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes, to_float
 from sapnet_cli.engine.hardware import choose_device, choose_precision, free_memory
 from sapnet_cli.engine.statistics import RunningPool
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
@@ -200,8 +200,7 @@ class Engine:
     def _derain_turned(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """The mean over flips and quarter turns of one picture."""
         (image,) = images
-        pixels = _to_tensor(images)[0].numpy()
-        pixels = pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels
+        pixels = to_float(_to_tensor(images))[0].numpy()
         total = np.zeros_like(pixels)
         for index in range(VIEWS):
             turns, mirrored = index % 4, index >= 4
@@ -243,8 +242,7 @@ class Engine:
     def _derain_whole(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Pictures of one size: a small batch at once on a GPU, else each layer by layer."""
         if len(images) > 1:
-            rainy = _to_tensor(images).to(self.device).permute(0, 3, 1, 2)
-            rainy = rainy.float() / 255 if rainy.dtype == torch.uint8 else rainy
+            rainy = to_float(_to_tensor(images).to(self.device)).permute(0, 3, 1, 2)
 
             def compute(precision: torch.dtype) -> list[Tensor]:
                 return [self._model(precision).stage_images(rainy, self.stages)[-1]]

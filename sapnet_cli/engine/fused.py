@@ -117,7 +117,6 @@ class FusedForward:
         vectors: Sequence[Tensor] | None = None,
         cores: Sequence[tuple[slice, slice]] | None = None,
         pool: Pool | None = None,
-        whole: bool | None = None,
     ) -> None:
         """Makes room.
 
@@ -128,7 +127,6 @@ class FusedForward:
                 those of the picture itself, or of all windows together.
             cores: rows and columns of each window that count in the pools; None for all of them.
             pool: turns the mean over the cores, (C,), and their area into the vector to pool to; None takes the mean.
-            whole: whether planes are worked on whole; None where that pays.
 
         Raises:
             OutOfMemoryError: the planes fit neither into memory nor onto the disk that holds temporary files.
@@ -143,10 +141,9 @@ class FusedForward:
         device, channels = weights.device, weights.model.config.channels
         pixels = self.count * self.height * self.width
         kind = device.type if device.type in WHOLE_PIXELS else "cuda"
-        whole = pixels <= WHOLE_PIXELS[kind] if whole is None else whole
+        self.whole = whole = pixels <= WHOLE_PIXELS[kind]
         self.strips = [_Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_PIXELS[kind]))
         self.lstm_strips = list(self._cut(LSTM_PIXELS[kind]))
-        self.whole = whole
         place = _place(stored_bytes(weights.model, weights.dtype, pixels), device)
         self.estimate = torch.empty(self.count, self.height, self.width, 3, device=place or "cpu")
         shape = (self.count, self.height, self.width, channels)
@@ -247,13 +244,13 @@ class FusedForward:
         for strip in self.strips:
             rows, padding = self._around(features, strip, 1)
             residual = functional.conv2d(rows, *self.weights.project, padding=padding).permute(0, 2, 3, 1)[..., :3]
-            rainy = _to_float(strip.of(self.rainy).to(residual.device))
+            rainy = to_float(strip.of(self.rainy).to(residual.device))
             strip.of(self.estimate).copy_(rainy + residual)
 
     def _images(self, strip: _Strip, low: int, high: int, first_unit: bool) -> Tensor:
         """Rainy image and estimate, rows [low, high) with zeros beyond the edges."""
         inside = max(0, low), min(self.height, high)
-        rainy = _to_float(strip.rows(self.rainy, *inside).to(self.weights.device)).to(self.weights.dtype)
+        rainy = to_float(strip.rows(self.rainy, *inside).to(self.weights.device)).to(self.weights.dtype)
         estimate = rainy if first_unit else strip.rows(self.estimate, *inside).to(rainy)
         images = torch.cat((rainy, estimate), dim=3).permute(0, 3, 1, 2)
         return _pad_rows(images, (inside[0] - low, high - inside[1]))
@@ -336,7 +333,8 @@ def _pad_rows(images: Tensor, rows: tuple[int, int]) -> Tensor:
     return functional.pad(images, (0, 0, *rows)) if any(rows) else images
 
 
-def _to_float(images: Tensor) -> Tensor:
+def to_float(images: Tensor) -> Tensor:
+    """Images in uint8 to float32 in [0, 1]; those that are float32 already, as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
