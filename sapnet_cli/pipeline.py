@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections import deque
@@ -11,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from sapnet_cli.atomic import write_atomically
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import ImageError, SapnetError
+from sapnet_cli.files import exists, make_folder, read, write_atomically
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
@@ -81,7 +81,7 @@ class _Work:
 
 
 def run_jobs(
-    jobs: Sequence[Job], engine: Engine, options: FileOptions, report: Callable[[float], None]
+    jobs: Sequence[Job], engines: Sequence[Engine], options: FileOptions, report: Callable[[float], None]
 ) -> Iterator[Record]:
     """Derains files, yielding a record for each in the order of the jobs.
 
@@ -89,27 +89,30 @@ def run_jobs(
 
     Args:
         jobs: what to do.
-        engine: computes.
+        engines: compute; several, one a GPU, at the same time.
         options: how files are read and written.
         report: is told how many pictures are computed, in fractions while a large one is under way.
     """
-    readers = ThreadPoolExecutor(LOOKAHEAD, thread_name_prefix="decode")
-    writers = ThreadPoolExecutor(LOOKAHEAD, thread_name_prefix="encode")
+    ahead = LOOKAHEAD * len(engines)
+    readers = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
+    writers = ThreadPoolExecutor(ahead, thread_name_prefix="encode")
     try:
-        decoded = _ahead(readers, partial(_read, options=options), jobs)
-        derained = _derain(decoded, engine, report)
-        yield from _ahead(writers, partial(_write, options=options), derained)
+        decoded = _ahead(readers, partial(_read, options=options), jobs, ahead)
+        derained = _derain(decoded, engines, report)
+        yield from _ahead(writers, partial(_write, options=options), derained, ahead)
     finally:
         readers.shutdown(cancel_futures=True)
         writers.shutdown(cancel_futures=True)
 
 
-def _ahead(executor: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Like `map`, but in threads, with few results in flight."""
+def _ahead(
+    executor: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Like `map`, but in threads, with so many results in flight."""
     futures: deque[Future[Result]] = deque()
     for item in items:
         futures.append(executor.submit(function, item))
-        while futures and (len(futures) > LOOKAHEAD or futures[0].done()):
+        while futures and (len(futures) > ahead or futures[0].done()):
             yield futures.popleft().result()
     while futures:
         yield futures.popleft().result()
@@ -119,14 +122,12 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
     start = time.perf_counter()
     try:
         if job.target is not None:
-            if options.existing != "overwrite" and job.target.exists():
+            if options.existing != "overwrite" and exists(job.target):
                 if options.existing == "skip":
                     return Record(job, "skipped")
                 return Record(job, "failed", error=f"{job.target} already exists; choose --existing overwrite or skip")
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(job.target.parent, os.W_OK):
-                return Record(job, "failed", error=f"cannot write into {job.target.parent}: no permission")
-        data = sys.stdin.buffer.read() if job.source is None else job.source.read_bytes()
+            make_folder(job.target)
+        data = sys.stdin.buffer.read() if job.source is None else read(job.source)
         picture = decode(data, options.max_megapixels)
     except SapnetError as error:
         return Record(job, "failed", error=str(error))
@@ -136,11 +137,16 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
 
 
 def _derain(
-    items: Iterable[_Work | Record], engine: Engine, report: Callable[[float], None]
+    items: Iterable[_Work | Record], engines: Sequence[Engine], report: Callable[[float], None]
 ) -> Iterator[_Work | Record]:
-    """Runs the engine, on several pictures at once where they are alike and it wants them so."""
+    """Runs the engines, on several pictures at once where they are alike and an engine wants them so."""
+    engine = engines[0]
+    groups = _groups_alike(items, engine)
+    if len(engines) > 1:
+        yield from _derain_beside(groups, engines, report)
+        return
     computed = 0
-    for group in _groups_alike(items, engine):
+    for group in groups:  # in this thread, so that Ctrl-C need not wait for a large picture
         if isinstance(group, Record):
             yield group
             computed += 1
@@ -149,6 +155,31 @@ def _derain(
             yield from _derain_group(group, engine, lambda fraction: report(done + size * fraction))  # noqa: B023
             computed += size
         report(computed)
+
+
+def _derain_beside(
+    groups: Iterable[list[_Work] | Record], engines: Sequence[Engine], report: Callable[[float], None]
+) -> Iterator[_Work | Record]:
+    """Each group by whichever engine is idle."""
+    idle: SimpleQueue[Engine] = SimpleQueue()
+    for engine in engines:
+        idle.put(engine)
+
+    def derain(group: list[_Work] | Record) -> list[_Work | Record]:
+        if isinstance(group, Record):
+            return [group]
+        engine = idle.get()
+        try:
+            return _derain_group(group, engine, lambda fraction: None)
+        finally:
+            idle.put(engine)
+
+    computed = 0
+    with ThreadPoolExecutor(len(engines), thread_name_prefix="derain") as executor:
+        for results in _ahead(executor, derain, groups, len(engines)):
+            computed += len(results)
+            report(computed)
+            yield from results
 
 
 def _groups_alike(items: Iterable[_Work | Record], engine: Engine) -> Iterator[list[_Work] | Record]:

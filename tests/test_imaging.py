@@ -15,8 +15,8 @@ import pytest
 from conftest import random_pixels
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from sapnet_cli.atomic import write_atomically
 from sapnet_cli.errors import ImageError
+from sapnet_cli.files import write_atomically
 from sapnet_cli.imaging.exif import upright
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture
 from sapnet_cli.imaging.read import decode

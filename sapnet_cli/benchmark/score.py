@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sapnet_cli.atomic import write_atomically
 from sapnet_cli.data.pairs import Pair
 from sapnet_cli.data.pictures import Pixels, read_pair
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import synchronize
+from sapnet_cli.files import write_atomically
 from sapnet_cli.metrics.fidelity import (
     SMALLEST_SSIM_SIDE,
     ScoreProtocol,

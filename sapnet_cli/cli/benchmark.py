@@ -346,9 +346,9 @@ def _write(
     from rich.console import Console
     from rich.table import Table
 
-    from sapnet_cli.atomic import write_atomically
     from sapnet_cli.benchmark.score import peak_memory
     from sapnet_cli.benchmark.tables import header, to_csv, to_json, to_markdown
+    from sapnet_cli.files import write_atomically
 
     names = header(results)
     dataset, protocol, rgb, what = how
@@ -386,10 +386,10 @@ def _report(
     out: Output,
 ) -> None:
     """Writes the page, with pictures from both ends of what the first weights did; `how`: set, and in words."""
-    from sapnet_cli.atomic import write_atomically
     from sapnet_cli.benchmark.report import Example, choose_examples, to_html
     from sapnet_cli.benchmark.tables import header
     from sapnet_cli.data.pictures import read_pair
+    from sapnet_cli.files import write_atomically
 
     name, runner = engine
     dataset, what = how

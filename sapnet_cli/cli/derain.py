@@ -20,8 +20,9 @@ from sapnet_cli.hub import DEFAULT_WEIGHTS
 from sapnet_cli.imaging.shard import read_shard
 
 if TYPE_CHECKING:
+    from sapnet_cli.engine.engine import EngineConfig
     from sapnet_cli.imaging.jobs import Job
-    from sapnet_cli.pipeline import Record
+    from sapnet_cli.pipeline import FileOptions, Record
 
 
 class Precision(str, Enum):
@@ -48,6 +49,13 @@ class Existing(str, Enum):
     error = "error"
 
 
+class EngineName(str, Enum):
+    """Choices of --engine."""
+
+    local = "local"
+    ray = "ray"
+
+
 class Format(str, Enum):
     """Choices of --format."""
 
@@ -66,18 +74,20 @@ def _auto_or_number(value: str) -> str:
     return value
 
 
-FILES, NETWORK, REPORT = "Files", "Network", "Reporting"
+FILES, NETWORK, FLEET, REPORT = "Files", "Network", "Many machines", "Reporting"
 
 
 def derain(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT...", help="Photos, folders, glob patterns, or - for standard input."),
+        typer.Argument(
+            metavar="INPUT...", help="Photos, folders, glob patterns, URLs (s3://...), or - for standard input."
+        ),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="PATH", help="File, folder (trees are mirrored), or - for standard output."
+            "--output", "-o", metavar="PATH", help="File, folder (trees are mirrored), URL, or - for standard output."
         ),
     ] = None,
     from_file: Annotated[
@@ -123,7 +133,10 @@ def derain(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=NETWORK)
+        str,
+        typer.Option(
+            metavar="DEVICE", help="auto, cpu, cuda, cuda:N, cuda:0,1 (several GPUs) or mps.", rich_help_panel=NETWORK
+        ),
     ] = "auto",
     precision: Annotated[
         Precision, typer.Option(help="auto is the fastest that is safe on this machine.", rich_help_panel=NETWORK)
@@ -169,8 +182,19 @@ def derain(
             metavar="I/N",
             help="Only the I-th of N parts of the list, from 1/N to N/N; auto takes both from SLURM's or Kubernetes' "
             "array variables, auto/N the part.",
-            rich_help_panel=FILES,
+            rich_help_panel=FLEET,
         ),
+    ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="ray deals the pictures out to the cluster of RAY_ADDRESS, or to this machine's cores or GPUs.",
+            rich_help_panel=FLEET,
+        ),
+    ] = EngineName.local,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of --engine ray. (default: one a GPU, or one for 4 cores)", rich_help_panel=FLEET),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, and do nothing.", rich_help_panel=REPORT)
@@ -201,6 +225,10 @@ def derain(
             raise UsageError("--json and --output - both want standard output; write to a file")
         if in_place and existing is not Existing.overwrite:
             raise UsageError("--in-place always finds its outputs there; leave out --existing")
+        if workers is not None and engine is not EngineName.ray:
+            raise UsageError("--workers is of --engine ray; on this machine name several GPUs with --device cuda:0,1")
+        if engine is EngineName.ray and (output == STREAM or STREAM in (inputs or [])):
+            raise UsageError("--engine ray works on files, not on standard input or output")
         if not inputs and from_file is None:
             raise UsageError("nothing to derain: name photos or folders, or give --from-file; see sapnet derain --help")
         if STREAM in (inputs or []) and from_file == STREAM:
@@ -220,15 +248,12 @@ def derain(
 
         from PIL import Image
 
-        from sapnet_cli.derainer import Derainer
-        from sapnet_cli.engine.hardware import keep_freed_memory
-        from sapnet_cli.pipeline import FileOptions, run_jobs
+        from sapnet_cli.engine.engine import EngineConfig
+        from sapnet_cli.pipeline import FileOptions
 
         Image.MAX_IMAGE_PIXELS = None  # --max-megapixels takes its place
         warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user
-        keep_freed_memory()
-        derainer = Derainer(
-            weights=weights,
+        config = EngineConfig(
             device=device,
             precision=precision.value,
             tile="auto" if tile == "auto" else int(tile),
@@ -238,14 +263,17 @@ def derain(
             tile_statistics=tile_statistics.value,
             tta=tta,
         )
-        if verbose:
-            engine = derainer.engine
-            out.info(f"weights {weights}, {engine.stages} stages, {engine.device}, {engine.precision}")
+        file_options = FileOptions(existing.value, quality, max_megapixels)
+        if engine is EngineName.ray:
+            from sapnet_cli.fleet import run_jobs_on_ray
+
+            records = run_jobs_on_ray(jobs, weights, config, file_options, workers, out.computed)
+        else:
+            records = _run_here(jobs, weights, config, file_options, out)
         start = time.perf_counter()
         counts: Counter[str] = Counter(done=0, skipped=0, failed=0)
         with out.progress(len(jobs), "deraining"):
-            file_options = FileOptions(existing.value, quality, max_megapixels)
-            for record in run_jobs(jobs, derainer.engine, file_options, out.computed):
+            for record in records:
                 counts[record.status] += 1
                 _report(record, out)
         seconds = time.perf_counter() - start
@@ -256,6 +284,26 @@ def derain(
             )
         if counts["failed"]:
             raise typer.Exit(EXIT_FAILED)
+
+
+def _run_here(
+    jobs: list[Job], weights: str, config: EngineConfig, options: FileOptions, out: Output
+) -> Iterator[Record]:
+    """On this machine, with an engine for each device."""
+    from dataclasses import replace
+
+    from sapnet_cli.engine.engine import Engine
+    from sapnet_cli.engine.hardware import keep_freed_memory, split_devices
+    from sapnet_cli.hub import locate_weights
+    from sapnet_cli.model.checkpoint import load_checkpoint
+    from sapnet_cli.pipeline import run_jobs
+
+    keep_freed_memory()
+    model = load_checkpoint(locate_weights(weights))
+    engines = [Engine(model, replace(config, device=name)) for name in split_devices(config.device)]
+    for engine in engines if out.verbose else ():
+        out.info(f"weights {weights}, {engine.stages} stages, {engine.device}, {engine.precision}")
+    return run_jobs(jobs, engines, options, out.computed)
 
 
 def _read_list(name: str | None) -> Iterator[str]:
@@ -285,8 +333,10 @@ def _refuse_unwritable(image_format: str | None) -> None:
 
 
 def _show_plan(jobs: list[Job], existing: Existing, out: Output) -> None:
+    from sapnet_cli.files import exists
+
     for job in jobs:
-        there = job.target is not None and job.target.exists()
+        there = job.target is not None and exists(job.target)
         status = f"would {existing.value}" if there and existing is not Existing.overwrite else "would write"
         if existing is Existing.error and there:
             status = "would fail"

@@ -129,7 +129,13 @@ def train(
     ] = None,
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Mirror crops and turn them by quarters.", rich_help_panel=DATA),
+        typer.Option("--flip/--no-flip", help="Mirror crops, to the sides and upside down.", rich_help_panel=DATA),
+    ] = None,
+    turn: Annotated[
+        bool | None,
+        typer.Option(
+            "--turn/--no-turn", help="Turn crops by quarters: rain may come from any side.", rich_help_panel=DATA
+        ),
     ] = None,
     recombine: Annotated[
         float | None,
@@ -300,7 +306,7 @@ def train(
                 batch=batch_size,
                 phases=(Phase(1.0),) if progressive is False else None,
                 losses=_given(ssim=ssim, l1=l1, pcl=pcl, lpips=lpips, ubs=ubs, ubs_from=ubs_from, stages=stage_loss),
-                augmentation=_given(flip=flip, recombine=recombine, mix=mix, faint=faint, fine=fine),
+                augmentation=_given(flip=flip, turn=turn, recombine=recombine, mix=mix, faint=faint, fine=fine),
                 optimizer=optimizer.value if optimizer else None,
                 learning_rate=learning_rate,
                 muon_learning_rate=muon_learning_rate,

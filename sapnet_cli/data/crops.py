@@ -22,7 +22,8 @@ class Augmentation:
     """How a crop is changed; the last four because real rain has more faces than the public sets.
 
     Attributes:
-        flip: whether crops are mirrored and turned by quarters.
+        flip: whether crops are mirrored, left to right and upside down: rain stays upright.
+        turn: whether crops are turned by quarters, so that rain may come from any side.
         recombine: probability that a crop's rain is lifted off another pair of the same set.
         mix: probability that rain of any pair of any set, weakened, falls on top: light with heavy.
         faint: probability that the rain is weakened, to anything from nothing to all of it.
@@ -30,6 +31,7 @@ class Augmentation:
     """
 
     flip: bool = True
+    turn: bool = True
     recombine: float = 0.0
     mix: float = 0.0
     faint: float = 0.0
@@ -129,11 +131,17 @@ class CropSampler:
         if random.random() < self.augmentation.fine:
             side = max(patch, min(int(patch * random.choice(LARGER_CROPS)), height, width))
         top, left = (int(random.integers(max(0, size - side) + 1)) for size in (height, width))
-        turns, mirrored = (int(random.integers(4)), bool(random.integers(2))) if self.augmentation.flip else (0, False)
+        turns, mirrored = self._view(random)
         rainy, clean = (
             _square(picture[top : top + side, left : left + side], side, patch, turns, mirrored) for picture in pictures
         )
         return rainy, clean
+
+    def _view(self, random: np.random.Generator) -> tuple[int, bool]:
+        """Quarter turns, and whether to mirror after them."""
+        change = self.augmentation
+        turns = int(random.integers(4)) if change.turn else 2 * int(random.integers(2)) if change.flip else 0
+        return turns, change.flip and bool(random.integers(2))
 
 
 class CropLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import sys
 from pathlib import Path
 
@@ -58,6 +59,22 @@ def choose_device(name: str) -> torch.device:
     elif device.type != "cpu":
         raise UsageError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
     return device
+
+
+def split_devices(names: str) -> list[str]:
+    """The devices of a list such as `cuda:0,1` or `cuda:0,cuda:1`; a single name as it is.
+
+    Raises:
+        UsageError: they are not different GPUs.
+    """
+    first, *others = names.split(",")
+    if not others:
+        return [first]
+    kind = first.partition(":")[0]
+    devices = [first, *(name if ":" in name else f"{kind}:{name}" for name in others)]
+    if len(set(devices)) < len(devices) or not all(re.fullmatch(r"cuda:\d+", device) for device in devices):
+        raise UsageError(f"device {names!r} is not a list of different GPUs, as in cuda:0,1")
+    return devices
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -9,8 +9,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from sapnet_cli.atomic import write_atomically
 from sapnet_cli.errors import CheckpointError
+from sapnet_cli.files import write_atomically
 from sapnet_cli.hub import RegisteredWeights, Source, check_digest, check_weights
 from sapnet_cli.hub.backbones import HUB_FILE, Backbone
 

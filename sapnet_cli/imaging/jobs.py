@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapnet_cli.errors import UsageError
+from sapnet_cli.files import find_remote, fixed_parts, is_url, open_path
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS
 
 STREAM = "-"
@@ -67,7 +68,7 @@ def plan_jobs(inputs: Sequence[str], listed: Iterable[str], options: OutputOptio
     """Finds the pictures and decides where each result goes.
 
     Args:
-        inputs: files, folders (walked with their subfolders), glob patterns, or `-`.
+        inputs: files, folders (walked with their subfolders), glob patterns, URLs of such, or `-`.
         listed: further files, from a list; relative ones keep their folders below the output.
         options: where results go.
 
@@ -104,7 +105,7 @@ def _find(
 ) -> Iterator[tuple[Path | None, Path | None]]:
     """Yields each source once, with its place below the output folder; (None, None) is standard input."""
     seen: set[Path] = set()
-    output = None if options.output in (None, STREAM) else Path(str(options.output)).resolve()
+    output = None if options.output in (None, STREAM) else open_path(str(options.output)).resolve()
 
     def once(source: Path, place: Path) -> Iterator[tuple[Path, Path]]:
         resolved = source.resolve()
@@ -113,18 +114,21 @@ def _find(
             yield source, place
 
     for name in inputs:
-        path = Path(name)
+        path = open_path(name)
         if name == STREAM:
             yield None, None
+        elif is_url(name):
+            for source, place in _walk_remote(name, output):
+                yield from once(source, place)
         elif path.is_dir():
             for source in _walk(path, output):
                 yield from once(source, source.relative_to(path))
         elif path.exists():
             yield from once(path, Path(path.name))
         elif glob.has_magic(name):
-            root = Path(*_fixed_parts(path))
+            root = Path(*fixed_parts(path))
             # Path.glob takes no absolute patterns
-            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
             pictures = [match for match in matches if match.is_file() and match.suffix.lower() in FORMAT_OF_SUFFIX]
             if not pictures:
                 raise UsageError(f"{name}: no picture matches this pattern")
@@ -136,8 +140,9 @@ def _find(
         name = line.rstrip("\r\n")
         if not name.strip():
             continue
-        path = Path(name)
-        yield from once(path, Path(path.name) if path.is_absolute() or ".." in path.parts else path)
+        path = open_path(name)
+        alone = is_url(name) or path.is_absolute() or ".." in path.parts
+        yield from once(path, Path(path.name) if alone else path)
 
 
 def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
@@ -157,14 +162,13 @@ def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
     yield from locked
 
 
-def _fixed_parts(pattern: Path) -> list[str]:
-    """The parts of a pattern before its first wildcard."""
-    parts: list[str] = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        parts.append(part)
-    return parts
+def _walk_remote(name: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
+    """The same of a URL; a single file is taken whatever its name."""
+    inside = output is not None and output != open_path(name).resolve()
+    for source, place in find_remote(name):
+        hidden = any(part[0] == "." for part in place.parts) or (inside and output in source.parents)
+        if str(source) == name or (source.suffix.lower() in FORMAT_OF_SUFFIX and not hidden):
+            yield source, Path(place)
 
 
 def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOptions) -> list[Job]:
@@ -176,7 +180,7 @@ def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOp
     if output is not None and _names_a_file(output):
         if len(found) > 1:
             raise UsageError(f"--output {output} is one file, but there are {len(found)} inputs; give a folder")
-        target = Path(output)
+        target = open_path(output)
         target = target.with_name(target.stem + options.suffix + target.suffix)
         named = FORMAT_OF_SUFFIX[target.suffix.lower()]
         if options.format not in (None, named):
@@ -186,7 +190,7 @@ def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOp
     for source, place in found:
         if source is None or place is None:
             raise UsageError("standard input needs --output FILE or --output -")
-        target = source if output is None else Path(output) / place
+        target = source if output is None else open_path(output) / place
         if output is not None:
             ending = FORMATS[options.format][0] if options.format else target.suffix
             target = target.with_name(target.stem + options.suffix + ending)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sapnet_cli.atomic import write_atomically
 from sapnet_cli.errors import CheckpointError
+from sapnet_cli.files import write_atomically
 from sapnet_cli.model.sapnet import PRENET, SAPNET, SAPNet, SAPNetConfig
 
 CONFIG_KEY = "sapnet_config"

@@ -150,7 +150,7 @@ PAPER: Mapping[str, Any] = {
     "patch": 100,
     "batch": 8,
     "losses": LossWeights(ssim=1.0, pcl=0.4, lpips=1.0, ubs=0.1),
-    "augmentation": Augmentation(flip=False),
+    "augmentation": Augmentation(flip=False, turn=False),
     "optimizer": "adam",
     "learning_rate": 1e-3,
     "schedule": "multistep",
@@ -160,7 +160,7 @@ smallest of its batches, which are 8 to 18."""
 
 DEFAULT: Mapping[str, Any] = {
     "recipe": "default",
-    "phases": (Phase(0.35, depth=0.5), Phase(0.45), Phase(0.20, scale=2)),
+    "phases": (Phase(0.55, depth=0.5), Phase(0.25, depth=0.5, scale=2), Phase(0.20, scale=2)),
     "losses": LossWeights(ssim=1.0, l1=1.0, stages=0.3),
     "augmentation": Augmentation(faint=0.1, fine=0.1),
     "optimizer": "muon",

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sapnet_cli.atomic import write_atomically
 from sapnet_cli.data.pictures import Pixels
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
+from sapnet_cli.files import write_atomically
 from sapnet_cli.model.checkpoint import save_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 

@@ -1,0 +1,179 @@
+"""Files, on this machine or behind URLs of anything that fsspec knows (s3, gs, hf, sftp, ...), whole or not there."""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from sapnet_cli.errors import UsageError
+
+LOCAL_SCHEMES = ("file://", "local://")
+
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hf", "memory"}
+"""What is written there appears when it is whole; elsewhere it is written beside and renamed."""
+
+TEMPORARY_PREFIX = ".sapnet-"
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL, not a path on this machine."""
+    return "://" in name and not name.startswith(LOCAL_SCHEMES)
+
+
+def open_path(name: str) -> Path:
+    """A path on this machine, or of a URL, which then reads and writes through fsspec.
+
+    Raises:
+        UsageError: nothing here knows such URLs; its text says what to install.
+    """
+    for scheme in LOCAL_SCHEMES:
+        name = name.removeprefix(scheme)
+    if not is_url(name):
+        return Path(name)
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise UsageError(f"{name}: URLs need a package that is not here: pip install 'sapnet-cli[remote]'") from error
+    try:
+        path = UPath(name)
+        path.fs  # noqa: B018  # now imports what it needs
+    except (ImportError, ValueError) as error:  # which says what package, or which protocol
+        raise UsageError(f"{name}: {error}") from error
+    return cast(Path, path)
+
+
+def find_remote(name: str) -> Iterator[tuple[Path, PurePosixPath]]:
+    """The files that the URL of a file, a folder or a pattern means, with their paths below the folder.
+
+    Raises:
+        UsageError: nothing is there, or it cannot be reached.
+    """
+    path = open_path(name)
+    system, root = path.fs, path.path  # type: ignore[attr-defined]
+    try:
+        if glob.has_magic(root):
+            found = sorted(system.glob(root))
+            root = str(PurePosixPath(*fixed_parts(PurePosixPath(root))))
+        elif system.isdir(root):
+            found = sorted(system.find(root))
+        else:
+            found = [root] if system.exists(root) else []
+            root = str(PurePosixPath(root).parent)
+    except Exception as error:  # each store has errors of its own
+        raise UsageError(f"{name}: cannot be reached: {_describe(error)}") from error
+    if not found:
+        raise UsageError(f"{name}: nothing is there")
+    for each in found:
+        yield open_path(system.unstrip_protocol(each)), PurePosixPath(each).relative_to(root)
+
+
+def fixed_parts(pattern: PurePosixPath | Path) -> list[str]:
+    """The parts of a pattern before its first wildcard."""
+    parts: list[str] = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return parts
+
+
+def read(path: Path) -> bytes:
+    """The whole of a file.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    with _os_errors(path):
+        return path.read_bytes()
+
+
+def exists(path: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        OSError: this cannot be known.
+    """
+    with _os_errors(path):
+        return path.exists()
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder of a file that will be written, where it is not there.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written into it.
+    """
+    with _os_errors(path):
+        if not _in_object_store(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_remote(path) and not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write into {path.parent}: no permission")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes beside the target and renames, so that the target is never half a file; its permissions stay.
+
+    Raises:
+        OSError: no permission, no space, or the like; nothing is left behind.
+    """
+    if _is_remote(path):
+        with _os_errors(path):
+            _upload(path, data)
+        return
+    temporary = path.with_name(_temporary_name())
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _upload(path: Any, data: bytes) -> None:
+    system = path.fs
+    if _in_object_store(path):
+        system.pipe_file(path.path, data)
+        return
+    temporary = path.with_name(_temporary_name()).path
+    try:
+        system.pipe_file(temporary, data)
+        system.mv(temporary, path.path)
+    except BaseException:
+        with suppress(Exception):
+            system.rm_file(temporary)
+        raise
+
+
+def _is_remote(path: Path) -> bool:
+    return not isinstance(path, Path)
+
+
+def _in_object_store(path: Any) -> bool:
+    return _is_remote(path) and path.protocol in OBJECT_STORES
+
+
+def _temporary_name() -> str:
+    return f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Makes whatever a store raises an `OSError`, which says of which file."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and (error.filename or not _is_remote(path)):
+            raise
+        raise OSError(f"{path}: {_describe(error)}") from error
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
