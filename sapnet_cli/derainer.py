@@ -63,7 +63,7 @@ class Derainer:
             stages: progressive units to run, None for all.
             batch_size: tiles, or pictures of one size, in one forward; or `auto`.
             tile_statistics: `shared` or `exact`.
-            tta: whether to take the mean over flips and quarter turns, for eight times the time.
+            tta: whether to take the mean over flips and turns, for four or eight times the time.
 
         Raises:
             CheckpointError: the weights are missing, damaged or foreign.

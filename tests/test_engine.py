@@ -162,12 +162,13 @@ def test_bf16_is_close_to_fp32(default_model: SAPNet) -> None:
     assert 10 * np.log10(255**2 / max(error, 1e-9)) > 48
 
 
-def test_self_ensemble_is_the_mean_over_flips_and_turns() -> None:
-    image, model = random_pixels(24, 40, "float32"), random_model()
+@pytest.mark.parametrize("upright", [False, True])
+def test_self_ensemble_is_the_mean_over_flips_and_turns(upright: bool) -> None:
+    image, model = random_pixels(24, 40, "float32"), random_model(upright=upright)
     engine = Engine(model, CPU)
     results = []
     for flip in (lambda each: each, lambda each: each[:, ::-1]):
-        for turns in range(4):
+        for turns in (0, 2) if upright else range(4):
             view = np.ascontiguousarray(np.rot90(flip(image), turns))
             results.append(flip(np.rot90(engine.derain(view), -turns)))
     turned = Engine(model, EngineConfig(device="cpu", precision="fp32", tta=True))

@@ -207,6 +207,20 @@ def test_augmentation_changes_the_rain(change: str, tmp_path: Path) -> None:
     assert changed != plain
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("turn", [False, True])
+def test_rain_comes_from_the_side_only_in_turned_crops(flip: bool, turn: bool, tmp_path: Path) -> None:
+    for name, column in (("rain-1.png", 255), ("norain-1.png", 0)):
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        pixels[4:, 5] = column  # one streak, left of the middle, down to the ground
+        Image.fromarray(pixels).save(tmp_path / name)
+    rainy, _ = sampler(tmp_path, Augmentation(flip=flip, turn=turn)).batch(BatchRequest(0, 0, 64, 32))
+    views = {crop.tobytes() for crop in rainy}
+    assert len(views) == {(False, False): 1, (True, False): 4, (False, True): 4, (True, True): 8}[flip, turn]
+    upright = [crop.any(axis=(0, 2)).sum() == 1 for crop in rainy]
+    assert all(upright) != turn
+
+
 def test_pictures_smaller_than_the_crop_are_mirrored(tmp_path: Path) -> None:
     rainy, clean = sampler(write_pairs(tmp_path, side=32)).batch(BatchRequest(0, 0, 4, 64))
     assert rainy.shape == clean.shape == (4, 64, 64, 3)

@@ -87,7 +87,7 @@ def benchmark(
     stages: Annotated[
         str | None, typer.Option(metavar="N|all", help="Units to run; all draws the quality-time curve.")
     ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Also each with the mean over flips and quarter turns.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Also each with the mean over flips and turns.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures.")] = None,
     images: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only rainy pictures of these names.")] = None,
     side_by_side: Annotated[

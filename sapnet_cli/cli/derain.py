@@ -173,7 +173,9 @@ def derain(
     tta: Annotated[
         bool,
         typer.Option(
-            "--tta", help="Mean over flips and quarter turns: a little better, 8 times slower.", rich_help_panel=NETWORK
+            "--tta",
+            help="Mean over flips, and turns where the weights know them: better, 4 or 8 times slower.",
+            rich_help_panel=NETWORK,
         ),
     ] = False,
     shard: Annotated[

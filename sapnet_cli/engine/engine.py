@@ -46,9 +46,6 @@ SMALLEST_TILE, LARGEST_TILE = 192, 2048
 STATISTICS_WINDOW, STATISTICS_MARGIN = 256, 16
 """Windows that shared statistics are estimated on: small, so that many of them pass the network together."""
 
-VIEWS = 8
-"""Flips and quarter turns of a picture."""
-
 STALE, MOST_PASSES = 0.1, 3
 """A group of windows passes again when the estimate has since moved by so much of its mean, and so often at most."""
 
@@ -68,7 +65,7 @@ class EngineConfig:
             from windows that cover the whole image, `exact` computes them layer by layer over all of it, as is done
             anyway where memory allows.
         tta: test-time augmentation, also called self-ensemble: the mean over the eight flips and quarter turns of
-            each picture, for eight times the time.
+            each picture, for eight times the time; over the four flips where the weights know upright pictures only.
     """
 
     device: str = "auto"
@@ -198,17 +195,18 @@ class Engine:
         return int(self._budget() / (VALUES_PER_PIXEL * self.precision.itemsize))
 
     def _derain_turned(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
-        """The mean over flips and quarter turns of one picture."""
+        """The mean over views of one picture: flips, and turns where the network knows them."""
         (image,) = images
+        turns_known = (0, 2) if self._reference.config.upright else range(4)
+        views = [(turns, mirrored) for mirrored in (False, True) for turns in turns_known]
         pixels = to_float(_to_tensor(images))[0].numpy()
         total = np.zeros_like(pixels)
-        for index in range(VIEWS):
-            turns, mirrored = index % 4, index >= 4
+        for index, (turns, mirrored) in enumerate(views):
             view = np.rot90(pixels, turns)
             view = np.ascontiguousarray(view[:, ::-1] if mirrored else view)
-            result = self._derain_alike([view], _part(report, index / VIEWS, (index + 1) / VIEWS))[0]
+            result = self._derain_alike([view], _part(report, index / len(views), (index + 1) / len(views)))[0]
             total += np.rot90(result[:, ::-1] if mirrored else result, -turns)
-        return _to_pixels(torch.from_numpy(total / VIEWS).permute(2, 0, 1)[None], image.dtype)
+        return _to_pixels(torch.from_numpy(total / len(views)).permute(2, 0, 1)[None], image.dtype)
 
     def _derain_alike(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""

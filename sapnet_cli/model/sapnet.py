@@ -41,6 +41,7 @@ class SAPNetConfig:
         dilations: dilation of both convolutions of each residual block, one block for each entry.
         attention: whether channel residual attention follows each of those convolutions.
         reduction: by how much attention's bottleneck is narrower than `channels`.
+        upright: whether the weights know upright pictures only, trained as they were without quarter turns.
     """
 
     stages: int = 6
@@ -48,6 +49,7 @@ class SAPNetConfig:
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
     attention: bool = True
     reduction: int = 16
+    upright: bool = False
 
 
 SAPNET = SAPNetConfig()

@@ -82,6 +82,8 @@ def plan_run(changes: Changes, needs_data: bool = True) -> Plan:
     if changes.start is not None:
         base = replace(base, model=load_checkpoint(locate_weights(changes.start)).config)
     plan = _apply(Plan(DataConfig(), base), changes)
+    model = replace(plan.training.model, upright=not plan.training.augmentation.turn)
+    plan = replace(plan, training=replace(plan.training, model=model))
     budget = plan.training.budget
     if budget.unit == "minutes" and "validations" not in changes.training:
         few = max(1, int(budget.amount / MINUTES_PER_VALIDATION))
