@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import EXAMPLES, invoke, random_model, random_pixels
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sapnet_cli.model.checkpoint import save_checkpoint
 
@@ -112,6 +112,19 @@ def test_a_mixed_folder(photos: Path, tmp_path: Path, tiny: Path) -> None:
     assert len(errors) == 3
     assert all(name in "\n".join(errors) for name in ("text.jpg", "empty.png", "half.png"))
     assert b"Traceback" not in result.stderr
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "long " * 20_000
+    image = Image.fromarray(random_pixels(20, 30)).convert("RGBA")
+    image.save(tmp_path / "a.png", exif=exif)
+    result = invoke("derain", tmp_path / "a.png", "-o", tmp_path / "a.jpg", "-w", tiny)
+    assert "JPEG has no transparency; it was left out" in result.stderr
+    assert "EXIF of 100" in result.stderr
+    assert "too long for JPEG; it was left out" in result.stderr
+    with Image.open(tmp_path / "a.jpg") as written:
+        assert not written.getexif()
 
 
 def test_skip_goes_on_where_it_stopped(photos: Path, tmp_path: Path, tiny: Path) -> None:

@@ -56,7 +56,8 @@ class ScoreLog:
 
     def _key(self, pair: Pair) -> str:
         files = b"".join(path.read_bytes() for path in (pair.rainy, pair.clean))
-        return self._settings + _digest(files + str(pair.side_by_side).encode())
+        kind = "unpaired" if pair.rainy == pair.clean else str(pair.side_by_side)
+        return self._settings + _digest(files + kind.encode())
 
 
 def _digest(content: bytes) -> str:

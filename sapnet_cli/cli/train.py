@@ -279,8 +279,6 @@ def train(
         if len(budgets) > 1:
             raise UsageError("--epochs, --iterations and --minutes are three ways to say one thing; give one of them")
 
-        # idle OpenMP threads would spin, and starve the threads that prepare crops
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user
 
         from PIL import Image
