@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sapnet_cli.engine.engine import Engine, EngineConfig
@@ -22,6 +24,8 @@ JOBS_AT_ONCE = 8
 
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Ray's own warnings, which users can do nothing about, and a default to come that it would announce."""
+
+KNOCK_SECONDS = 10
 
 CPUS_PER_WORKER = 4
 """Where there is no GPU: a forward gains little from more."""
@@ -51,12 +55,14 @@ def run_jobs_on_ray(
 
     Raises:
         CheckpointError: the weights are missing, damaged or foreign.
-        UsageError: Ray is not installed, or there is nothing that so many workers could run on.
+        UsageError: Ray is not installed, the configuration makes no sense, or there is nothing that so many workers
+            could run on.
         SapnetError: the cluster cannot be reached, or fails.
     """
     if config.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {config.device}: Ray gives each worker its GPU; leave it out, or use auto or cpu")
-    load_checkpoint(locate_weights(weights))  # fails here in one line, not on every machine
+    Engine(load_checkpoint(locate_weights(weights)), replace(config, device="cpu"))  # fails here, not on every machine
+    weights = str(Path(weights).absolute()) if Path(weights).is_file() else weights
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -67,16 +73,27 @@ def run_jobs_on_ray(
     ours = not ray.is_initialized()
     try:
         if ours:
+            _knock(os.environ.get("RAY_ADDRESS", ""))
             ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         for done, record in enumerate(_run(jobs, weights, config, options, workers), 1):
             report(done)
             yield record
-    except (ray.exceptions.RayError, ConnectionError) as error:
+    except (ray.exceptions.RayError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise SapnetError(f"the Ray cluster failed: {reason}") from error
     finally:
         if ours:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises `OSError` where nobody answers, which Ray itself takes minutes to say."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+        except OSError as error:
+            raise OSError(f"nothing answers at RAY_ADDRESS {address} ({error})") from error
 
 
 def _run(

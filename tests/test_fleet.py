@@ -174,3 +174,6 @@ class TestRay:
         assert "standard" in invoke("derain", photos / "a.png", "-o", "-", "--engine", "ray", code=2).stderr
         result = invoke("derain", photos, *output, "--engine", "ray", "--device", "cuda:1", code=2)
         assert "gives each worker its GPU" in result.stderr
+        nobody = invoke("derain", photos, *output, "--engine", "ray", code=1, RAY_ADDRESS="127.0.0.1:9")
+        assert "nothing answers at RAY_ADDRESS 127.0.0.1:9" in nobody.stderr
+        assert "1 to 6" in invoke("derain", photos, *output, "--engine", "ray", "--stages", "9", code=2).stderr

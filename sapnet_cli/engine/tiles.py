@@ -30,11 +30,6 @@ class Tile:
     columns: Span
 
     @property
-    def area(self) -> int:
-        """Pixels of the core."""
-        return (self.rows.core_stop - self.rows.core_start) * (self.columns.core_stop - self.columns.core_start)
-
-    @property
     def core(self) -> tuple[slice, slice]:
         """The core in image coordinates, to index an array with."""
         rows, columns = self.rows, self.columns
