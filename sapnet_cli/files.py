@@ -47,29 +47,35 @@ def open_path(name: str) -> Path:
     return cast(Path, path)
 
 
+def identity(path: Path) -> Path:
+    """What is equal for two names of one file; of URLs, the URL."""
+    return path if _is_remote(path) else path.resolve()
+
+
 def find_remote(name: str) -> Iterator[tuple[Path, PurePosixPath]]:
     """The files that the URL of a file, a folder or a pattern means, with their paths below the folder.
 
     Raises:
         UsageError: nothing is there, or it cannot be reached.
     """
-    path = open_path(name)
-    system, root = path.fs, path.path  # type: ignore[attr-defined]
+    folder = open_path(name)
+    system, root = folder.fs, folder.path  # type: ignore[attr-defined]
     try:
         if glob.has_magic(root):
-            found = sorted(system.glob(root))
-            root = str(PurePosixPath(*fixed_parts(PurePosixPath(root))))
-        elif system.isdir(root):
-            found = sorted(system.find(root))
+            found = system.glob(root)
+            for _ in range(len(PurePosixPath(root).parts) - len(fixed_parts(PurePosixPath(root)))):
+                folder = folder.parent
+        elif system.isfile(root):
+            found, folder = [root], folder.parent
         else:
-            found = [root] if system.exists(root) else []
-            root = str(PurePosixPath(root).parent)
+            found = system.find(root)
     except Exception as error:  # each store has errors of its own
         raise UsageError(f"{name}: cannot be reached: {_describe(error)}") from error
     if not found:
         raise UsageError(f"{name}: nothing is there")
-    for each in found:
-        yield open_path(system.unstrip_protocol(each)), PurePosixPath(each).relative_to(root)
+    for each in sorted(found):
+        place = PurePosixPath(each).relative_to(PurePosixPath(folder.path))  # type: ignore[attr-defined]
+        yield folder / str(place), place
 
 
 def fixed_parts(pattern: PurePosixPath | Path) -> list[str]:

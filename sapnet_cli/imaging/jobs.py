@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapnet_cli.errors import UsageError
-from sapnet_cli.files import find_remote, fixed_parts, is_url, open_path
+from sapnet_cli.files import find_remote, fixed_parts, identity, is_url, open_path
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS
 
 STREAM = "-"
@@ -94,6 +94,8 @@ def _check_options(options: OutputOptions) -> None:
             raise UsageError("--in-place keeps names and formats; leave out --format and --suffix")
     elif options.output is None:
         raise UsageError("say where the results go: --output FOLDER, --output FILE, --output -, or --in-place")
+    elif options.output.startswith(("http://", "https://")):
+        raise UsageError(f"--output {options.output}: nothing can be written there")
     if os.sep in options.suffix or "/" in options.suffix:
         raise UsageError(f"--suffix {options.suffix!r} must not contain a path separator")
     if options.compare and options.output == STREAM:
@@ -105,10 +107,10 @@ def _find(
 ) -> Iterator[tuple[Path | None, Path | None]]:
     """Yields each source once, with its place below the output folder; (None, None) is standard input."""
     seen: set[Path] = set()
-    output = None if options.output in (None, STREAM) else open_path(str(options.output)).resolve()
+    output = None if options.output in (None, STREAM) else identity(open_path(str(options.output)))
 
     def once(source: Path, place: Path) -> Iterator[tuple[Path, Path]]:
-        resolved = source.resolve()
+        resolved = identity(source)
         if resolved not in seen:
             seen.add(resolved)
             yield source, place
@@ -164,7 +166,7 @@ def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
 
 def _walk_remote(name: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
     """The same of a URL; a single file is taken whatever its name."""
-    inside = output is not None and output != open_path(name).resolve()
+    inside = output is not None and output != open_path(name)
     for source, place in find_remote(name):
         hidden = any(part[0] == "." for part in place.parts) or (inside and output in source.parents)
         if str(source) == name or (source.suffix.lower() in FORMAT_OF_SUFFIX and not hidden):
@@ -211,13 +213,13 @@ def _compare_path(target: Path, options: OutputOptions) -> Path | None:
 
 
 def _refuse_collisions(jobs: Sequence[Job], in_place: bool) -> None:
-    sources = {job.source.resolve() for job in jobs if job.source is not None}
+    sources = {identity(job.source) for job in jobs if job.source is not None}
     writers: dict[Path, Job] = {}
     for job in jobs:
         for target in (job.target, job.compare):
             if target is None:
                 continue
-            resolved = target.resolve()
+            resolved = identity(target)
             if resolved in writers:
                 first = writers[resolved].source_name
                 raise UsageError(
