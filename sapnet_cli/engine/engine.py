@@ -38,8 +38,8 @@ VALUES_PER_PIXEL = 400
 CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
 """What `auto` gives to one tile: bytes on a CPU (never over a quarter of what is free), share of a free GPU."""
 
-EXACT_BUDGET = 2**32
-"""Bytes (never over a quarter of what is free) up to which a picture is computed without tiles: about 12 megapixels."""
+EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
+"""Up to so many pixels, and so much of what is free, a picture is computed without tiles: tiles take twice the time."""
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
@@ -179,9 +179,11 @@ class Engine:
 
     def _exact(self, height: int, width: int) -> bool:
         """Whether a picture is computed in one, by strips: no tiles, no estimates. Who names a tile has less memory."""
-        most = EXACT_BUDGET if self.config.tile == "auto" else CPU_BUDGET
-        needed = stored_bytes(self._reference, self.precision, height * width)
-        return needed <= min(most, free_memory(self.device) / 4)
+        pixels = height * width
+        needed = stored_bytes(self._reference, self.precision, pixels)
+        if self.config.tile != "auto":
+            return needed <= min(CPU_BUDGET, free_memory(self.device) / 4)
+        return pixels <= EXACT_PIXELS and needed <= free_memory(self.device) * EXACT_SHARE
 
     def _budget(self) -> float:
         """Bytes that one forward may take."""
