@@ -59,8 +59,8 @@ def entry(name: str) -> RegisteredWeights:
 def test_a_list_of_what_there_is(tmp_path: Path) -> None:
     result = sapnet("download-weights", "--json", home=tmp_path)
     records = {record["name"]: record["path"] for record in map(json.loads, result.stdout.splitlines())}
-    assert records.keys() == {"sapnet-base", "sapnet-light", *PEERS, "vgg16", "resnet101", "resnet50"}
-    assert [name for name, path in records.items() if path] == ["sapnet-base", "sapnet-light"]
+    assert records.keys() == {"sapnet-base", "sapnet-light", "sapnet-heavy", *PEERS, "vgg16", "resnet101", "resnet50"}
+    assert [name for name, path in records.items() if path] == ["sapnet-base", "sapnet-light", "sapnet-heavy"]
     assert "comes with sapnet" in result.stderr
 
 
