@@ -211,9 +211,9 @@ def test_schedules() -> None:
     assert default.rate(0) < 0.02
     assert default.rate(0.01) == pytest.approx(1, abs=0.02)
     assert default.rate(1) == pytest.approx(0.01)
-    shapes = [default.shape(progress) for progress in (0, 0.34, 0.36, 0.79, 0.81, 1.0)]
-    assert [shape.stages for shape in shapes] == [3, 3, 6, 6, 6, 6]
-    assert [(shape.patch, shape.batch) for shape in shapes] == [(64, 8)] * 4 + [(128, 2)] * 2
+    shapes = [default.shape(progress) for progress in (0, 0.54, 0.56, 0.79, 0.81, 1.0)]
+    assert [shape.stages for shape in shapes] == [3, 3, 3, 3, 6, 6]
+    assert [(shape.patch, shape.batch) for shape in shapes] == [(64, 8)] * 2 + [(128, 2)] * 4
     assert planned_iterations(paper, pixels=8 * 10000 * 5, processes=1) == 500
     assert planned_iterations(paper, pixels=8 * 10000 * 5, processes=2) == 250
     assert planned_iterations(default, 1, 1) is None

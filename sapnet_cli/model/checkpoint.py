@@ -66,7 +66,10 @@ def save_checkpoint(model: SAPNet, path: Path, metadata: Mapping[str, str] | Non
         OSError: the folder can't be written.
     """
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(state, {**(metadata or {}), CONFIG_KEY: json.dumps(asdict(model.config))}))
+    config = asdict(model.config)
+    if not config["upright"]:
+        del config["upright"]  # as it was before there was such a field: equal weights are equal files
+    write_atomically(path, save(state, {**(metadata or {}), CONFIG_KEY: json.dumps(config)}))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], SAPNetConfig | None]:
