@@ -23,7 +23,7 @@ JPEG_QUALITY = 95
 METADATA_CHUNKS = frozenset({b"iCCP", b"eXIf", b"iTXt", b"pHYs"})
 JPEG_SEGMENT = 65_000
 DEFLATE_LEVEL = 3
-"""Of PNG and TIFF. Photos come out no larger than at zlib's usual 6, in a third of the time."""
+"""Of PNG and TIFF. Photos come out as small as at zlib's usual 6 (of 16 bits within 1 %), in half the time or less."""
 
 XMP_TIFF_TAG, ICC_TIFF_TAG = 700, 34675
 
