@@ -52,14 +52,14 @@ def identity(path: Path) -> Path:
     return path if _is_remote(path) else path.resolve()
 
 
-def find_remote(name: str) -> Iterator[tuple[Path, PurePosixPath]]:
-    """The files that the URL of a file, a folder or a pattern means, with their paths below the folder.
+def find_remote(path: Path) -> Iterator[tuple[Path, PurePosixPath]]:
+    """The files that a URL's path means, of a file, a folder or a pattern, with their paths below the folder.
 
     Raises:
         UsageError: nothing is there, or it cannot be reached.
     """
-    folder = open_path(name)
-    system, root = folder.fs, folder.path  # type: ignore[attr-defined]
+    folder = path
+    system, root = path.fs, path.path  # type: ignore[attr-defined]
     try:
         if glob.has_magic(root):
             found = system.glob(root)
@@ -70,9 +70,9 @@ def find_remote(name: str) -> Iterator[tuple[Path, PurePosixPath]]:
         else:
             found = system.find(root)
     except Exception as error:  # each store has errors of its own
-        raise UsageError(f"{name}: cannot be reached: {_describe(error)}") from error
+        raise UsageError(f"{path}: cannot be reached: {_describe(error)}") from error
     if not found:
-        raise UsageError(f"{name}: nothing is there")
+        raise UsageError(f"{path}: nothing is there")
     for each in sorted(found):
         place = PurePosixPath(each).relative_to(PurePosixPath(folder.path))  # type: ignore[attr-defined]
         yield folder / str(place), place

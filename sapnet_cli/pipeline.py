@@ -21,7 +21,7 @@ from sapnet_cli.files import exists, make_folder, read, write_atomically
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
-from sapnet_cli.imaging.write import JPEG_QUALITY, JPEG_SEGMENT, encode
+from sapnet_cli.imaging.write import JPEG_QUALITY, encode, fits_jpeg
 
 Existing = Literal["overwrite", "skip", "error"]
 Status = Literal["done", "skipped", "failed"]
@@ -256,8 +256,8 @@ def _losses(picture: Picture, image_format: str) -> tuple[str, ...]:
         notes.append(f"{image_format} has no 16 bits; 8 were kept")
     if image_format == "JPEG":
         for name, data in (("EXIF", picture.metadata.exif), ("XMP", picture.metadata.xmp)):
-            if len(data or b"") > JPEG_SEGMENT:
-                notes.append(f"its {name} of {len(data or b'')} bytes is too long for JPEG; it was left out")
+            if data is not None and not fits_jpeg(data):
+                notes.append(f"its {name} of {len(data)} bytes is too long for JPEG; it was left out")
     return tuple(notes)
 
 

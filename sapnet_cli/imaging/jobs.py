@@ -120,7 +120,7 @@ def _find(
         if name == STREAM:
             yield None, None
         elif is_url(name):
-            for source, place in _walk_remote(name, output):
+            for source, place in _walk_remote(path, output):
                 yield from once(source, place)
         elif path.is_dir():
             for source in _walk(path, output):
@@ -164,12 +164,12 @@ def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
     yield from locked
 
 
-def _walk_remote(name: str, output: Path | None) -> Iterator[tuple[Path, Path]]:
+def _walk_remote(path: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
     """The same of a URL; a single file is taken whatever its name."""
-    inside = output is not None and output != open_path(name)
-    for source, place in find_remote(name):
+    inside = output is not None and output != path
+    for source, place in find_remote(path):
         hidden = any(part[0] == "." for part in place.parts) or (inside and output in source.parents)
-        if str(source) == name or (source.suffix.lower() in FORMAT_OF_SUFFIX and not hidden):
+        if source == path or (source.suffix.lower() in FORMAT_OF_SUFFIX and not hidden):
             yield source, Path(place)
 
 
@@ -189,11 +189,12 @@ def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOp
             raise UsageError(f"--output {output} and --format {options.format} contradict each other; leave one out")
         return [Job(found[0][0], target, named, _compare_path(target, options))]
     jobs = []
+    folder = None if output is None else open_path(output)
     for source, place in found:
         if source is None or place is None:
             raise UsageError("standard input needs --output FILE or --output -")
-        target = source if output is None else open_path(output) / place
-        if output is not None:
+        target = source if folder is None else folder / place
+        if folder is not None:
             ending = FORMATS[options.format][0] if options.format else target.suffix
             target = target.with_name(target.stem + options.suffix + ending)
         jobs.append(Job(source, target, options.format, _compare_path(target, options)))

@@ -58,6 +58,11 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
     return encode(replace(picture, metadata=replace(picture.metadata, exif=None)), image_format, quality)
 
 
+def fits_jpeg(data: bytes | None) -> bool:
+    """Whether a JPEG file can hold so long an EXIF or XMP."""
+    return len(data or b"") <= JPEG_SEGMENT
+
+
 def writable_formats() -> frozenset[str]:
     """Those of `FORMATS` that can be written here."""
     register_heif()
@@ -72,8 +77,8 @@ def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> byte
     if image_format == "JPEG":  # whose segments are short; one that is too long would cost the picture
         metadata = replace(
             metadata,
-            exif=metadata.exif if len(metadata.exif or b"") <= JPEG_SEGMENT else None,
-            xmp=metadata.xmp if len(metadata.xmp or b"") <= JPEG_SEGMENT else None,
+            exif=metadata.exif if fits_jpeg(metadata.exif) else None,
+            xmp=metadata.xmp if fits_jpeg(metadata.xmp) else None,
         )
     if metadata.exif and image_format != "BMP":
         options["exif"] = EXIF_PREFIX + metadata.exif
