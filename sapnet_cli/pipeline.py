@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -29,7 +30,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 COMPARE_GAP = 8  # white pixels between before and after
-LOOKAHEAD = 2  # pictures that are decoded ahead of the engine, and encoded behind it
+LOOKAHEAD, GPU_LOOKAHEAD = 2, 16
+"""Pictures that are decoded ahead of an engine, and encoded behind it: a GPU outruns several cores."""
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,8 @@ def run_jobs(
         options: how files are read and written.
         report: is told how many pictures are computed, in fractions while a large one is under way.
     """
-    ahead = LOOKAHEAD * len(engines)
+    cores = os.cpu_count() or 1
+    ahead = LOOKAHEAD * len(engines) if engines[0].device.type == "cpu" else max(LOOKAHEAD, min(GPU_LOOKAHEAD, cores))
     readers = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
     writers = ThreadPoolExecutor(ahead, thread_name_prefix="encode")
     try:

@@ -125,6 +125,17 @@ class TestURLs:
         assert "memory://bucket/clean/a.png: RuntimeError: no credentials at all" in result.stderr
         assert "2 done, 2 failed" in result.stderr
 
+    def test_a_plan_needs_the_store(self, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        system = pytest.importorskip("fsspec").filesystem("memory")
+
+        def exists(self: object, path: str, **options: object) -> bool:
+            raise ConnectionError("no route")
+
+        monkeypatch.setattr(type(system), "exists", exists)
+        result = invoke("derain", f"{store}/photos", "-o", f"{store}/clean", "--dry-run", code=1)
+        assert "memory://bucket/clean/a.png: ConnectionError: no route" in result.stderr
+        assert "Traceback" not in result.stderr
+
 
 class TestSeveralEngines:
     def test_the_same_files_in_the_same_order(self, photos: Path, tmp_path: Path) -> None:
@@ -176,4 +187,6 @@ class TestRay:
         assert "gives each worker its GPU" in result.stderr
         nobody = invoke("derain", photos, *output, "--engine", "ray", code=1, RAY_ADDRESS="127.0.0.1:9")
         assert "nothing answers at RAY_ADDRESS 127.0.0.1:9" in nobody.stderr
+        empty = (*output, "--engine", "ray", "--shard", "9/9", "--json")  # four pictures
+        assert '"done": 0' in invoke("derain", photos, *empty, RAY_ADDRESS="127.0.0.1:9").stdout
         assert "1 to 6" in invoke("derain", photos, *output, "--engine", "ray", "--stages", "9", code=2).stderr

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sapnet_cli.cli.output import EXIT_FAILED, Output, exit_codes
-from sapnet_cli.errors import UsageError
+from sapnet_cli.errors import SapnetError, UsageError
 from sapnet_cli.hub import DEFAULT_WEIGHTS
 from sapnet_cli.imaging.shard import read_shard
 
@@ -266,7 +266,7 @@ def derain(
             tta=tta,
         )
         file_options = FileOptions(existing.value, quality, max_megapixels)
-        if engine is EngineName.ray:
+        if engine is EngineName.ray and jobs:  # a shard may be empty, which is not worth a cluster
             from sapnet_cli.fleet import run_jobs_on_ray
 
             records = run_jobs_on_ray(jobs, weights, config, file_options, workers, out.computed)
@@ -338,7 +338,10 @@ def _show_plan(jobs: list[Job], existing: Existing, out: Output) -> None:
     from sapnet_cli.files import exists
 
     for job in jobs:
-        there = job.target is not None and exists(job.target)
+        try:
+            there = job.target is not None and exists(job.target)
+        except OSError as error:
+            raise SapnetError(str(error)) from error
         status = f"would {existing.value}" if there and existing is not Existing.overwrite else "would write"
         if existing is Existing.error and there:
             status = "would fail"

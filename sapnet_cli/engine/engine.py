@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes, to_float
+from sapnet_cli.engine.graphs import Forward, ReplayedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision, free_memory
 from sapnet_cli.engine.statistics import RunningPool
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
@@ -37,6 +38,9 @@ VALUES_PER_PIXEL = 400
 
 CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
 """What `auto` gives to one tile: bytes on a CPU (never over a quarter of what is free), share of a free GPU."""
+
+GPU_PIXELS = 2**20
+"""Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
 
 EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 """Up to so many pixels, and so much of what is free, a picture is computed without tiles: tiles take twice the time."""
@@ -112,6 +116,7 @@ class Engine:
         self._reference = model
         self._models: dict[torch.dtype, SAPNet] = {}
         self._fused: dict[torch.dtype, FusedWeights] = {}
+        self._replayed: dict[torch.dtype, ReplayedForward] = {}
 
     def derain(self, image: Pixels) -> Pixels:
         """Derains one picture.
@@ -173,8 +178,8 @@ class Engine:
         if self.config.batch_size != "auto":
             return tile, self.config.batch_size
         window = min(height, tile or height) * min(width, tile or width)
-        # a CPU gains nothing from a second window beside the first
-        batch = 1 if self.device.type == "cpu" else max(1, min(64, affordable // window))
+        # a CPU gains nothing from a second window beside the first, and a GPU nothing once it is busy
+        batch = 1 if self.device.type == "cpu" else max(1, min(64, min(affordable, GPU_PIXELS) // window))
         return tile, batch
 
     def _exact(self, height: int, width: int) -> bool:
@@ -240,15 +245,16 @@ class Engine:
 
     @torch.inference_mode()
     def _derain_whole(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
-        """Pictures of one size: a small batch at once on a GPU, else each layer by layer."""
-        if len(images) > 1:
-            rainy = to_float(_to_tensor(images).to(self.device)).permute(0, 3, 1, 2)
+        """Pictures of one size: several, or a small one on a GPU, by the plain network, else each layer by layer."""
+        small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
+        if len(images) == 1 and not small:
+            return self._forward(images, report)
+        rainy = _to_tensor(images).to(self.device)
 
-            def compute(precision: torch.dtype) -> list[Tensor]:
-                return [self._model(precision).stage_images(rainy, self.stages)[-1]]
+        def compute(precision: torch.dtype) -> list[Tensor]:
+            return [self._plain(precision)(rainy)]
 
-            return _to_pixels(self._finite(compute)[0].clamp_(0, 1), images[0].dtype)
-        return self._forward(images, report)
+        return _to_pixels(self._finite(compute)[0].clamp(0, 1), images[0].dtype)
 
     @torch.inference_mode()
     def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
@@ -319,6 +325,18 @@ class Engine:
             model = copy.deepcopy(self._reference).to(self.device, precision)
             self._models[precision] = model.to(memory_format=torch.channels_last).eval()
         return self._models[precision]
+
+    def _plain(self, precision: torch.dtype) -> Forward:
+        """The network as it is, from (B, H, W, 3) uint8 or float32 to (B, 3, H, W) float32, not clamped."""
+
+        def forward(pictures: Tensor) -> Tensor:
+            return self._model(precision).stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages)[-1]
+
+        if self.device.type != "cuda":
+            return forward
+        if precision not in self._replayed:
+            self._replayed[precision] = ReplayedForward(forward)
+        return self._replayed[precision]
 
     def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
         if precision not in self._fused:
