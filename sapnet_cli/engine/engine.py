@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes, to_float
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
-from sapnet_cli.engine.hardware import choose_device, choose_precision, free_memory
+from sapnet_cli.engine.hardware import choose_device, choose_precision, free_memory, give_back_freed_memory
 from sapnet_cli.engine.statistics import RunningPool
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
@@ -258,6 +258,7 @@ class Engine:
 
     @torch.inference_mode()
     def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
+        give_back_freed_memory()
         vectors, begin = None, 0.0
         if self._reference.config.attention:
             vectors, begin = self._estimate_vectors(image, room, _part(report, 0, 0.5)), 0.5

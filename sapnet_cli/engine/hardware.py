@@ -25,11 +25,19 @@ def keep_freed_memory() -> None:
 
     For programs, not for libraries: it holds for the whole process.
     """
+    for parameter, value in (MALLOC_TRIM, MALLOC_MMAP):
+        _call_glibc("mallopt", parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """Gives the system what `keep_freed_memory` kept: a decoder leaves three times the picture behind."""
+    _call_glibc("malloc_trim", 0)
+
+
+def _call_glibc(name: str, *arguments: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            library = ctypes.CDLL("libc.so.6")
-            for parameter, value in (MALLOC_TRIM, MALLOC_MMAP):
-                library.mallopt(parameter, value)
+            getattr(ctypes.CDLL("libc.so.6"), name)(*arguments)
 
 
 def choose_device(name: str) -> torch.device:
