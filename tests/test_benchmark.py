@@ -98,7 +98,7 @@ def test_pairs_are_scored_as_their_saved_outputs_are(tmp_path: Path) -> None:
             "--dataset",
             pairs,
             "-w",
-            "sapnet-base",
+            "sapnet-general",
             "--stages",
             "all",
             "--images",
@@ -113,7 +113,7 @@ def test_pairs_are_scored_as_their_saved_outputs_are(tmp_path: Path) -> None:
     assert (record["count"], record["protocol"]) == (2, "prenet")
     assert [each["weights"] for each in record["results"]] == [
         "rainy input",
-        *(f"sapnet-base --stages {count}" for count in range(1, 7)),
+        *(f"sapnet-general --stages {count}" for count in range(1, 7)),
     ]
     assert record["results"][1]["gain"] is None
     low, high = record["results"][2]["interval"]
@@ -350,7 +350,7 @@ def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:
         (["--dataset", "nowhere"], "nowhere: neither a folder"),
         (["--dataset", "PAIRS", "--images", "x*"], "no rainy picture is named x*"),
         (["--dataset", "PAIRS", "--stages", "few"], "a number of units, or all"),
-        (["--dataset", "PAIRS", "-w", "sapnet-base", "-w", "sapnet-base"], "named twice"),
+        (["--dataset", "PAIRS", "-w", "sapnet-general", "-w", "sapnet-general"], "named twice"),
         (["--dataset", "PAIRS", "-w", "snow"], "no weights 'snow'"),
     ],
 )

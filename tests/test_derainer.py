@@ -99,7 +99,7 @@ def test_senseless_pictures(derainer: Derainer, image: object, message: str) -> 
 
 
 def test_weights_and_options_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a file nor one of sapnet-base"):
+    with pytest.raises(CheckpointError, match="neither a file nor one of sapnet-general"):
         Derainer(weights="no-such-weights")
     with pytest.raises(UsageError, match="twice the overlap"):
         Derainer(tile=100, overlap=50)

@@ -59,8 +59,9 @@ def entry(name: str) -> RegisteredWeights:
 def test_a_list_of_what_there_is(tmp_path: Path) -> None:
     result = sapnet("download-weights", "--json", home=tmp_path)
     records = {record["name"]: record["path"] for record in map(json.loads, result.stdout.splitlines())}
-    assert records.keys() == {"sapnet-base", "sapnet-light", "sapnet-heavy", *PEERS, "vgg16", "resnet101", "resnet50"}
-    assert [name for name, path in records.items() if path] == ["sapnet-base", "sapnet-light", "sapnet-heavy"]
+    ours = ["sapnet-general", "sapnet-light", "sapnet-heavy"]
+    assert records.keys() == {*ours, *PEERS, "vgg16", "resnet101", "resnet50"}
+    assert [name for name, path in records.items() if path] == ours
     assert "comes with sapnet" in result.stderr
 
 
@@ -92,11 +93,12 @@ def test_weights_that_are_not_here_say_how_to_fetch_them(tmp_path: Path) -> None
 
 
 def test_tampered_weights_are_not_kept_and_the_rest_goes_on(tmp_path: Path) -> None:
-    base = entry("sapnet-base").path.read_bytes()
-    files = {**github("prenet-rain100l", b"something else"), "me/mine/sapnet-base.safetensors": base}
+    base = entry("sapnet-general").path.read_bytes()
+    files = {**github("prenet-rain100l", b"something else"), "me/mine/sapnet-general.safetensors": base}
     with serve(files) as (address, _):
         result = sapnet(
-            *("download-weights", "prenet-rain100l", "sapnet-base", "--dest", tmp_path / "here", "--repo", "me/mine"),
+            *("download-weights", "prenet-rain100l", "sapnet-general"),
+            *("--dest", tmp_path / "here", "--repo", "me/mine"),
             home=tmp_path,
             code=1,
             SAPNET_GITHUB_ENDPOINT=address,
@@ -104,22 +106,22 @@ def test_tampered_weights_are_not_kept_and_the_rest_goes_on(tmp_path: Path) -> N
             HF_HUB_OFFLINE="0",
         )
     assert "damaged or was tampered with; nothing was kept" in result.stderr
-    assert [path.name for path in (tmp_path / "here").iterdir()] == ["sapnet-base.safetensors"]
-    assert (tmp_path / "here" / "sapnet-base.safetensors").read_bytes() == base
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["sapnet-general.safetensors"]
+    assert (tmp_path / "here" / "sapnet-general.safetensors").read_bytes() == base
 
 
 def test_other_weights_under_our_name_are_refused(tmp_path: Path) -> None:
-    with serve({"me/mine/sapnet-base.safetensors": b"something else"}) as (address, _):
+    with serve({"me/mine/sapnet-general.safetensors": b"something else"}) as (address, _):
         environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "SAPNET_HUB_REPO": "me/mine"}
         result = sapnet(
-            *("download-weights", "sapnet-base", "--dest", tmp_path / "here"), home=tmp_path, code=1, **environment
+            *("download-weights", "sapnet-general", "--dest", tmp_path / "here"), home=tmp_path, code=1, **environment
         )
     assert "nothing was kept" in result.stderr
     assert not (tmp_path / "here").exists()
 
 
 def test_backbones_and_foreign_weights_come_from_the_hub(tmp_path: Path) -> None:
-    base = entry("sapnet-base").path.read_bytes()
+    base = entry("sapnet-general").path.read_bytes()
     files = {"timm/vgg16.tv_in1k/model.safetensors": b"vgg", "me/mine/rain.safetensors": base}
     photo = Path(__file__).parents[1] / "examples" / "rainy" / "rocket.jpg"
     with serve(files) as (address, _):
@@ -141,4 +143,4 @@ def test_unreachable_and_unknown(tmp_path: Path) -> None:
     result = here("download-weights", "prenet-rain100h", home=tmp_path, code=1)
     assert "cannot be reached" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert "there are sapnet-base" in here("download-weights", "snow", home=tmp_path, code=2).stderr
+    assert "there are sapnet-general" in here("download-weights", "snow", home=tmp_path, code=2).stderr

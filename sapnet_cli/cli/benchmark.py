@@ -130,7 +130,7 @@ def benchmark(
 
     sapnet benchmark --dataset rain100l --data sets/
 
-    sapnet benchmark --dataset pairs/ -w sapnet-base -w runs/mine/best.safetensors
+    sapnet benchmark --dataset pairs/ -w sapnet-general -w runs/mine/best.safetensors
 
     Exit codes: 0 done, 1 a picture could not be scored, 2 wrong usage, 130 interrupted (prints what it has).
     """

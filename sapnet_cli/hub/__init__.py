@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sapnet_cli.errors import CheckpointError
 
-DEFAULT_WEIGHTS = "sapnet-base"
+DEFAULT_WEIGHTS = "sapnet-general"
 
 PACKAGED = Path(__file__).resolve().parents[1] / "weights"  # in the wheel
 CHECKOUT = Path(__file__).resolve().parents[2] / "weights"

@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("picture", nargs="?", type=Path, default=EXAMPLE, help="cut to 481x321")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--stages", type=int, default=6)
-    parser.add_argument("--weights", default="sapnet-base")
+    parser.add_argument("--weights", default="sapnet-general")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
