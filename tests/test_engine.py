@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 import torch
@@ -11,14 +13,22 @@ from PIL import Image
 from torch import Tensor
 
 from sapnet_cli.engine import engine as engine_module
-from sapnet_cli.engine import fused
+from sapnet_cli.engine import fused, hardware
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward, FusedWeights
 from sapnet_cli.engine.hardware import choose_device, choose_precision
+from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.training.learner import choose_training_precision
 
 CPU = EngineConfig(device="cpu", precision="fp32")
+
+
+needs_bytes = pytest.mark.skipif(
+    not hasattr(torch.ops.onednn, "qconv2d_pointwise") or platform.machine() not in ("x86_64", "AMD64"),
+    reason="this PyTorch has no convolutions of bytes",
+)
 
 
 def mosaic() -> NDArray[np.uint8]:
@@ -152,13 +162,66 @@ def test_exact_statistics_without_attention(monkeypatch: pytest.MonkeyPatch) -> 
     assert difference(Engine(model, config).derain(image), Engine(model, CPU).derain(image)) < 1e-5
 
 
-def test_bf16_is_close_to_fp32(default_model: SAPNet) -> None:
+@needs_bytes
+@pytest.mark.parametrize("zero", [0, 128])
+def test_byte_convolution(zero: int) -> None:
+    """Exact but for the rounding of the kernel, which is known; beyond the edges lies what stands for zero."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(0, 256, (1, 8, 9, 13), dtype=torch.uint8, generator=generator)
+    weight, bias = torch.randn(4, 8, 3, 3, generator=generator), torch.randn(4, generator=generator)
+    kernel = pack(weight, bias, dilation=2)
+    assert float((kernel.lost.abs().amax(dim=(1, 2, 3)) / kernel.steps).max()) <= 0.501
+    source = Bytes(values.to(memory_format=torch.channels_last), 0.02, zero)
+    scale = torch.tensor([0.5, 1.0, 0.1, 2.0])
+    seen, rounded = (values.float() - zero) * 0.02, (weight - kernel.lost) * scale.view(-1, 1, 1, 1)
+    expected = torch.nn.functional.conv2d(seen, rounded, bias * scale, padding=2, dilation=2)
+    scaled = kernel.scaled(scale)
+    assert torch.allclose(scaled.convolve(source, (2, 2), torch.float32), expected, atol=1e-3)
+    in_bytes = scaled.convolve_to_bytes(source, (2, 2), 0.1).float()
+    assert float((in_bytes - (expected / 0.1).clamp(0, 255)).abs().max()) <= 0.51
+
+
+@needs_bytes
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 3), (70, 60)])
+@pytest.mark.parametrize("attention", [True, False])
+def test_int8_in_strips_and_close_to_the_network(
+    size: tuple[int, int], attention: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(dilations=(1, 4, 16), attention=attention, stages=3)
+    rainy = torch.tensor(random_pixels(*size)[None])
+    weights = QuantizedWeights(model, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        expected = FusedForward(FusedWeights(model, torch.float32, torch.device("cpu")), rainy).run(3)
+        whole = QuantizedForward(weights, rainy).run(3)
+        in_strips(monkeypatch, 5 * size[1])
+        strips = QuantizedForward(weights, rainy).run(3)
+    added = expected - rainy.permute(0, 3, 1, 2) / 255
+    assert float((whole - expected).square().mean() / added.square().mean()) < 1e-3
+    assert float((strips - whole).square().mean() / added.square().mean()) < 1e-4
+
+
+@needs_bytes
+def test_int8_windows_by_given_vectors() -> None:
+    model = random_model(dilations=(1, 4))
+    weights = QuantizedWeights(model, torch.float32, torch.device("cpu"))
+    windows = torch.tensor(np.stack([random_pixels(40, 48, seed=seed) for seed in (1, 2)]))
+    with torch.inference_mode():
+        together = QuantizedForward(weights, windows)
+        both = together.run(2)
+        second = QuantizedForward(weights, windows[1:], vectors=together.pooled).run(2)
+    assert float((second - both[1:]).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_bytes)])
+def test_fast_precisions_are_close_to_fp32(
+    default_model: SAPNet, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "multiplies_bytes", lambda: True)  # without VNNI too, only slower
     image = mosaic()[100:228, 204:396]
-    exact, half = (
-        Engine(default_model, EngineConfig(device="cpu", precision=precision)).derain(image)
-        for precision in ("fp32", "bf16")
+    exact, fast = (
+        Engine(default_model, EngineConfig(device="cpu", precision=each)).derain(image) for each in ("fp32", precision)
     )
-    error = np.square(exact.astype(np.float64) - half).mean()
+    error = np.square(exact.astype(np.float64) - fast).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-9)) > 48
 
 
@@ -288,7 +351,22 @@ def test_senseless_options(options: dict[str, object], message: str) -> None:
 
 def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = choose_device("cpu")
-    for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for bytes_too, has_bf16, expected in (
+        (True, True, torch.int8),
+        (True, False, torch.int8),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ):
+        monkeypatch.setattr(hardware, "multiplies_bytes", lambda bytes_too=bytes_too: bytes_too)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         assert choose_precision("auto", cpu) == expected
+        assert choose_training_precision("auto", cpu) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "multiplies_bytes", lambda: False)
+    with pytest.raises(UsageError, match="VNNI"):
+        Engine(random_model(), EngineConfig(device="cpu", precision="int8"))
+    with pytest.raises(UsageError, match="does not train"):
+        choose_training_precision("int8", choose_device("cpu"))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes, to_float
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
-from sapnet_cli.engine.hardware import choose_device, choose_precision, free_memory, give_back_freed_memory
+from sapnet_cli.engine.hardware import choose_device, choose_precision, fast_float, free_memory, give_back_freed_memory
+from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
 from sapnet_cli.engine.statistics import RunningPool
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
@@ -247,8 +248,8 @@ class Engine:
     def _derain_whole(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Pictures of one size: several, or a small one on a GPU, by the plain network, else each layer by layer."""
         small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
-        if len(images) == 1 and not small:
-            return self._forward(images, report)
+        if self.precision is torch.int8 or (len(images) == 1 and not small):
+            return [pixels for image in images for pixels in self._forward([image], report)]
         rainy = _to_tensor(images).to(self.device)
 
         def compute(precision: torch.dtype) -> list[Tensor]:
@@ -291,7 +292,7 @@ class Engine:
                 pool.begin(index)
                 rainy = _to_tensor([image[plan.seen(tile)] for tile in groups[index]])
                 cores = [tile.core_in_window for tile in groups[index]]
-                FusedForward(self._fused_weights(precision), rainy, cores=cores, pool=pool).run(self.stages)
+                self._fused_forward(precision, rainy, cores=cores, pool=pool).run(self.stages)
                 if not waiting:
                     stalest, distance = pool.stalest()
                     if not distance > STALE:  # or not a number
@@ -308,7 +309,7 @@ class Engine:
         rainy = _to_tensor(images)
 
         def compute(precision: torch.dtype) -> list[Tensor]:
-            return [FusedForward(self._fused_weights(precision), rainy, vectors).run(self.stages, report)]
+            return [self._fused_forward(precision, rainy, vectors).run(self.stages, report)]
 
         return _to_pixels(self._finite(compute)[0].clamp_(0, 1), images[0].dtype)
 
@@ -339,10 +340,12 @@ class Engine:
             self._replayed[precision] = ReplayedForward(forward)
         return self._replayed[precision]
 
-    def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
+    def _fused_forward(self, precision: torch.dtype, rainy: Tensor, *arguments: Any, **named: Any) -> FusedForward:
+        quantized = precision is torch.int8
         if precision not in self._fused:
-            self._fused[precision] = FusedWeights(self._model(torch.float32), precision, self.device)
-        return self._fused[precision]
+            kind, dtype = (QuantizedWeights, fast_float()) if quantized else (FusedWeights, precision)
+            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
+        return (QuantizedForward if quantized else FusedForward)(self._fused[precision], rainy, *arguments, **named)
 
 
 def _part(report: Report | None, begin: float, end: float) -> Report:

@@ -45,13 +45,21 @@ STRIP_PIXELS = {"cpu": 2**16, "cuda": 2**21}
 LSTM_PIXELS = {"cpu": 2**15, "cuda": 2**21}
 """Pixels of a strip, of the wide and short-lived features of the LSTM fewer: so that a CPU's caches hold them."""
 
+CACHED_VALUES = 2**19
+"""As many features as a CPU's caches hold, for passes that follow one another."""
+
 PROJECT_CHANNELS = 8
 """A convolution to 3 channels takes twice the time of one to 8."""
 
 
-def stored_bytes(model: SAPNet, dtype: torch.dtype, pixels: int) -> int:
+INT8_BYTES = 7
+"""Of features a pixel and channel that a forward in 8-bit integers stores: three planes, and two in bf16."""
+
+
+def stored_bytes(model: SAPNet, precision: torch.dtype, pixels: int) -> int:
     """How much a forward in strips stores for so many pixels."""
-    return (PLANES * model.config.channels * dtype.itemsize + IMAGE_BYTES) * pixels
+    bytes_each = INT8_BYTES if precision is torch.int8 else PLANES * precision.itemsize
+    return (model.config.channels * bytes_each + IMAGE_BYTES) * pixels
 
 
 class FusedWeights:
@@ -60,37 +68,64 @@ class FusedWeights:
     def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
         """Takes a network in float32, on `device`, which it keeps the blocks of."""
         self.model, self.dtype, self.device = model, dtype, device
-        width = model.config.channels
-        self.embed = self.put(*_parameters(model.embed))
-        # input, output and forget gate, which all pass a sigmoid, apart from the candidate, which passes a tanh
-        blocks = list(zip(*(torch.split(each, width) for each in _parameters(model.gates))))
-        gates = [torch.cat([blocks[index][part] for index in (0, 2, 3)]) for part in (0, 1)]
-        self.gates, self.candidate = self.put(gates[0], gates[1]), self.put(*blocks[1])
-        # the state before the first unit is zero: see `SAPNet.lstm`
-        self.first_gates = self.put(gates[0][: 2 * width, :width], gates[1][: 2 * width])
-        self.first_candidate = self.put(blocks[1][0][:, :width], blocks[1][1])
-        weight, bias = _parameters(model.project)
+        self.embed = self.put(*embed_kernel(model))
+        self.gates, self.candidate = (self.put(*kernel) for kernel in split_gates(model, first_unit=False))
+        self.first_gates, self.first_candidate = (self.put(*kernel) for kernel in split_gates(model, first_unit=True))
+        weight, bias = parameters(model.project)
         more = PROJECT_CHANNELS - weight.shape[0]
         self.project = self.put(functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more)))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the convolutions."""
+        return self.dtype
 
     def put(self, weight: Tensor, bias: Tensor) -> Kernel:
         """A kernel as convolutions here want it."""
         layout = torch.channels_last
         return weight.to(self.device, self.dtype).contiguous(memory_format=layout), bias.to(self.device, self.dtype)
 
-    def scaled(self, convolution: nn.Conv2d, attention: nn.Module, pooled: Tensor) -> Kernel:
-        """A kernel with attention folded in, `pooled` being the mean of what it gives without, (C,)."""
-        scale = attention(pooled.view(1, -1, 1, 1)).view(-1)
-        weight, bias = _parameters(convolution)
-        return self.put(weight * scale.view(-1, 1, 1, 1), bias * scale)
+    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel:
+        """A kernel with attention's scale folded in, (C,), if any."""
+        weight, bias = parameters(convolution)
+        return self.put(weight, bias) if scale is None else self.put(weight * scale.view(-1, 1, 1, 1), bias * scale)
 
 
-def _parameters(convolution: nn.Conv2d) -> Kernel:
+def parameters(convolution: nn.Conv2d) -> Kernel:
+    """As they are in the network."""
     return convolution.weight.detach(), cast(Tensor, convolution.bias).detach()
 
 
+def residual_blocks(model: SAPNet) -> list[DilatedResidualBlock]:
+    """The blocks of a unit, in order."""
+    return [cast(DilatedResidualBlock, block) for block in model.blocks]
+
+
+def embed_kernel(model: SAPNet) -> Kernel:
+    """The embedding's kernel for the rainy image in 255ths and for what the last estimate adds to it.
+
+    Half precision holds both better than two images in [0, 1]: bytes are exact in bf16, and the difference is small.
+    """
+    weight, bias = parameters(model.embed)
+    rainy, estimate = weight.chunk(2, dim=1)
+    return torch.cat(((rainy + estimate) / 255, estimate), dim=1), bias
+
+
+def split_gates(model: SAPNet, first_unit: bool) -> tuple[Kernel, Kernel]:
+    """The gates that pass a sigmoid (input, output, forget), apart from the candidate, which passes a tanh.
+
+    At the first unit the state is zero, so half of their input and the forget gate drop out: see `SAPNet.lstm`.
+    """
+    width = model.config.channels
+    seen = width if first_unit else 2 * width
+    weights, biases = (torch.split(each, width) for each in parameters(model.gates))
+    gates = (0, 2) if first_unit else (0, 2, 3)
+    weight, bias = (torch.cat([each[gate] for gate in gates]) for each in (weights, biases))
+    return (weight[:, :seen], bias), (weights[1][:, :seen], biases[1])
+
+
 @dataclass(frozen=True)
-class _Strip:
+class Strip:
     """Rows [start, stop) of picture `picture` of the batch, or of all of them where it is None."""
 
     picture: int | None
@@ -101,6 +136,12 @@ class _Strip:
         """The part of a plane (N, H, W, C)."""
         return self.rows(plane, self.start, self.stop)
 
+    def parts(self, rows: int) -> Iterator[tuple[Strip, slice]]:
+        """The strip in lower ones, and the rows of it that each has."""
+        for start in range(self.start, self.stop, rows):
+            stop = min(start + rows, self.stop)
+            yield Strip(self.picture, start, stop), slice(start - self.start, stop - self.start)
+
     def rows(self, plane: Tensor, start: int, stop: int) -> Tensor:
         """The same part of a plane (N, H, W, C), other rows of it."""
         pictures = slice(None) if self.picture is None else slice(self.picture, self.picture + 1)
@@ -108,7 +149,13 @@ class _Strip:
 
 
 class FusedForward:
-    """One forward over one picture, or over windows that share their statistics."""
+    """One forward over one picture, or over windows that share their statistics.
+
+    Attributes:
+        pools_always: whether sums are taken even where attention's vectors are given.
+    """
+
+    pools_always = False
 
     def __init__(
         self,
@@ -142,50 +189,45 @@ class FusedForward:
         pixels = self.count * self.height * self.width
         kind = device.type if device.type in WHOLE_PIXELS else "cuda"
         self.whole = whole = pixels <= WHOLE_PIXELS[kind]
-        self.strips = [_Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_PIXELS[kind]))
+        self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_PIXELS[kind]))
         self.lstm_strips = list(self._cut(LSTM_PIXELS[kind]))
-        place = _place(stored_bytes(weights.model, weights.dtype, pixels), device)
-        self.estimate = torch.empty(self.count, self.height, self.width, 3, device=place or "cpu")
-        shape = (self.count, self.height, self.width, channels)
-        planes = [_plane(shape, weights.dtype, place) for _ in range(3 if whole else PLANES)]
+        place = _place(stored_bytes(weights.model, weights.precision, pixels), device)
+        self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
+        self._make_planes((self.count, self.height, self.width, channels), place)
+        self._columns: Tensor | None = None
+        self._dilation = 0
+
+    def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
+        planes = [make_plane(shape, self.weights.dtype, place) for _ in range(3 if self.whole else PLANES)]
         self.hidden, self.spare, self.cell = planes[:3]
         self.inner = planes[-1]
-        self._sums: Tensor | None = None
-        self._dilation = 0
 
     def run(self, stages: int, report: Callable[[float], None] | None = None) -> Tensor:
         """The estimate after `stages` units, not clamped: (N, 3, H, W), float32.
 
         `report` is told of the progress, 0 to 1.
         """
-        blocks = [cast(DilatedResidualBlock, block) for block in self.weights.model.blocks]
+        blocks = residual_blocks(self.weights.model)
         dilations = [block.conv1.dilation[0] for block in blocks]
         for stage in range(stages):
             self._remember(first_unit=stage == 0, dilation=dilations[0])
             features = self.hidden
-            for index, block in enumerate(blocks):
+            for index, (block, following) in enumerate(zip(blocks, [*dilations[1:], None])):
                 if report is not None:
                     report((stage + index / len(blocks)) / stages)
-                source = features
-                inner = self._convolve(block.conv1, block.attention1, source, self.inner, dilations[index])
-
-                def add(rows: Tensor, strip: _Strip, source: Tensor = source, first: bool = index == 0) -> Tensor:
-                    rows = rows.add_(self._channels_first(strip.of(source)))
-                    return rows.relu_() if first else rows  # from the first block on nothing is negative
-
-                following = dilations[index + 1] if index + 1 < len(blocks) else None
-                features = self._convolve(block.conv2, block.attention2, inner, self.spare, following, add)
+                features = self._block(index, block, features, following)
             self._project(features)
-        return self.estimate.permute(0, 3, 1, 2)
+        for strip in self.strips:
+            strip.of(self.residual).add_(to_float(strip.of(self.rainy)).to(self.residual.device))
+        return self.residual.permute(0, 3, 1, 2)
 
     def _remember(self, first_unit: bool, dilation: int) -> None:
         """Embeds rainy image and estimate and moves the recurrent state one step on."""
         self._begin(dilation)
-        width = self.weights.model.config.channels
         for strip in self.lstm_strips:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             edges = (low - strip.start + 1, strip.stop + 1 - high)
-            images = self._images(strip, low - 1, high + 1, first_unit)
+            images = self._images(strip, low - 1, high + 1, self.weights.dtype)
             seen = functional.conv2d(images, *self.weights.embed, padding=(0, 1)).relu_()
             if not first_unit:
                 seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
@@ -197,17 +239,34 @@ class FusedForward:
             gates, candidate = (
                 functional.conv2d(seen, *kernel, padding=(0, 1)).permute(0, 2, 3, 1) for kernel in kernels
             )
-            gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), width, dim=3)
-            _tanh_(candidate)
-            if first_unit:
-                cell = gate_in * candidate
-            else:
-                cell = (strip.of(self.cell).to(gates) * forget[0]).addcmul_(gate_in, candidate)
-            strip.of(self.cell).copy_(cell)
-            hidden = _tanh_(cell).mul_(gate_out)
+            hidden = self._recur(gates, candidate, strip)
             strip.of(self.spare).copy_(hidden)  # not over the old state, which the next strip's margin still needs
             self._collect(hidden, strip)
         self.hidden, self.spare = self.spare, self.hidden
+
+    def _recur(self, gates: Tensor, candidate: Tensor, strip: Strip) -> Tensor:
+        """The hidden state of a strip, (N, rows, W, C), from what the gates' convolutions gave; keeps the cell state.
+
+        The first unit's gates are without the one that forgets.
+        """
+        gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), self.weights.model.config.channels, dim=3)
+        _tanh_(candidate)
+        if forget:
+            cell = (strip.of(self.cell).to(gates) * forget[0]).addcmul_(gate_in, candidate)
+        else:
+            cell = gate_in * candidate
+        strip.of(self.cell).copy_(cell)
+        return _tanh_(cell).mul_(gate_out)
+
+    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
+        """A residual block; `following` is the dilation of the next one, if any."""
+        inner = self._convolve(block.conv1, block.attention1, features, self.inner, block.conv2.dilation[0])
+
+        def add(rows: Tensor, strip: Strip) -> Tensor:
+            rows = rows.add_(self._channels_first(strip.of(features)))
+            return rows if index else rows.relu_()  # from the first block on nothing is negative
+
+        return self._convolve(block.conv2, block.attention2, inner, self.spare, following, add)
 
     def _convolve(
         self,
@@ -216,16 +275,11 @@ class FusedForward:
         source: Tensor,
         target: Tensor,
         next_dilation: int | None,
-        finish: Callable[[Tensor, _Strip], Tensor] | None = None,
+        finish: Callable[[Tensor, Strip], Tensor] | None = None,
     ) -> Tensor:
         """`ReLU(CRA(convolution(source)))`, finished strip by strip, into `target` or a plane of its own."""
         dilation = convolution.dilation[0]
-        if attention is None:
-            kernel = self.weights.put(*_parameters(convolution))
-        else:
-            pooled = self._pooled_of(convolution) if self._given is None else next(self._given)
-            self.pooled.append(pooled)
-            kernel = self.weights.scaled(convolution, attention, pooled)
+        kernel = self.weights.scaled(convolution, self._attend(convolution, attention))
         self._begin(next_dilation)
         for strip in self.strips:
             rows, padding = self._around(source, strip, dilation)
@@ -239,78 +293,95 @@ class FusedForward:
             strip.of(target).copy_(values)
         return target
 
+    def _attend(self, convolution: nn.Conv2d, attention: nn.Module | None) -> Tensor | None:
+        """What attention scales a convolution by, (C,)."""
+        if attention is None:
+            return None
+        if self._given is None:
+            weight, bias = parameters(convolution)
+            pooled = self._pool(self._mean_of(weight) + bias, self._area)
+        else:
+            pooled = next(self._given)
+        self.pooled.append(pooled)
+        return cast(Tensor, attention(pooled.view(1, -1, 1, 1))).view(-1)
+
     def _project(self, features: Tensor) -> None:
-        """The next estimate."""
+        """What the next estimate adds to the rainy image."""
         for strip in self.strips:
             rows, padding = self._around(features, strip, 1)
-            residual = functional.conv2d(rows, *self.weights.project, padding=padding).permute(0, 2, 3, 1)[..., :3]
-            rainy = to_float(strip.of(self.rainy).to(residual.device))
-            strip.of(self.estimate).copy_(rainy + residual)
+            residual = functional.conv2d(rows, *self.weights.project, padding=padding)
+            strip.of(self.residual).copy_(residual.permute(0, 2, 3, 1)[..., :3])
 
-    def _images(self, strip: _Strip, low: int, high: int, first_unit: bool) -> Tensor:
-        """Rainy image and estimate, rows [low, high) with zeros beyond the edges."""
+    def _images(self, strip: Strip, low: int, high: int, dtype: torch.dtype) -> Tensor:
+        """Rainy image and residual as `embed_kernel` takes them, rows [low, high) with zeros beyond the edges."""
         inside = max(0, low), min(self.height, high)
-        rainy = to_float(strip.rows(self.rainy, *inside).to(self.weights.device)).to(self.weights.dtype)
-        estimate = rainy if first_unit else strip.rows(self.estimate, *inside).to(rainy)
-        images = torch.cat((rainy, estimate), dim=3).permute(0, 3, 1, 2)
+        rainy = strip.rows(self.rainy, *inside).to(self.weights.device)
+        rainy = (rainy if rainy.dtype == torch.uint8 else rainy * 255).to(dtype)
+        images = torch.cat((rainy, strip.rows(self.residual, *inside).to(rainy)), dim=3).permute(0, 3, 1, 2)
         return _pad_rows(images, (inside[0] - low, high - inside[1]))
 
-    def _around(self, plane: Tensor, strip: _Strip, margin: int) -> tuple[Tensor, tuple[int, int]]:
-        """The rows that a strip's convolution sees, and the padding that they still need."""
+    def _around(self, plane: Tensor, strip: Strip, margin: int, zero: int = 0) -> tuple[Tensor, tuple[int, int]]:
+        """The rows that a strip's convolution sees, and the padding that they still need; `zero` stands for zero."""
         if strip.start == 0 and strip.stop == self.height:
             return self._channels_first(strip.of(plane)), (margin, margin)
         low, high = strip.start - margin, strip.stop + margin
         inside = max(0, low), min(self.height, high)
         rows = self._channels_first(strip.rows(plane, *inside))
-        return _pad_rows(rows, (inside[0] - low, high - inside[1])), (0, margin)
+        return _pad_rows(rows, (inside[0] - low, high - inside[1]), zero), (0, margin)
 
     def _channels_first(self, values: Tensor) -> Tensor:
         return values.permute(0, 3, 1, 2).to(self.weights.device)
 
     def _begin(self, dilation: int | None) -> None:
         """Begins the sums that a convolution of this dilation will need of its input; None where none will."""
-        needed = dilation is not None and self.weights.model.config.attention and self._given is None
-        channels = self.weights.model.config.channels
+        config = self.weights.model.config
+        needed = dilation is not None and config.attention and (self._given is None or self.pools_always)
         self._dilation = dilation or 0
-        self._sums = None
-        if needed:
-            self._sums = torch.zeros(3, 3, channels, device=self.weights.device)
+        self._columns = None
+        if needed:  # of each picture, from the rows that each of three taps sees
+            self._columns = torch.zeros(self.count, 3, self.width, config.channels, device=self.weights.device)
 
-    def _collect(self, values: Tensor, strip: _Strip) -> None:
-        """Adds a strip, (N, rows, W, C), to the sums over the rectangles that the nine taps see from the cores."""
-        if self._sums is None:
+    def _collect(self, values: Tensor, strip: Strip, step: float = 1) -> None:
+        """Adds a strip, (N, rows, W, C), to the sums over the rectangles that the nine taps see from the cores.
+
+        `step` is what a value of one stands for.
+        """
+        if self._columns is None:
             return
-        offsets = (-self._dilation, 0, self._dilation)
-        first = strip.picture or 0
-        for picture, plane in enumerate(values, first):
-            rows, columns = self.cores[picture]
-            whole = _sum_rows(plane)
-            for down, offset in enumerate(offsets):
-                low, high = max(strip.start, rows.start + offset), min(strip.stop, rows.stop + offset)
-                if low >= high:
-                    continue
-                total = whole
-                for start, stop in ((strip.start, low), (high, strip.stop)):  # a few rows, most often none
+        for picture, plane in enumerate(values, strip.picture or 0):
+            rows, _ = self.cores[picture]
+            self._columns[picture].add_(_sum_rows(plane), alpha=step)
+            for down, offset in enumerate((-self._dilation, 0, self._dilation)):
+                low = min(max(strip.start, rows.start + offset), strip.stop)
+                high = max(min(strip.stop, rows.stop + offset), low)
+                for start, stop in ((strip.start, low), (high, strip.stop)):  # not seen by this tap: most often none
                     if start < stop:
-                        total = total - _sum_rows(plane[start - strip.start : stop - strip.start])
-                for right, shift in enumerate(offsets):
-                    left, end = max(0, columns.start + shift), max(0, min(self.width, columns.stop + shift))
-                    self._sums[down, right] += total[left:end].sum(dim=0)
+                        beyond = _sum_rows(plane[start - strip.start : stop - strip.start])
+                        self._columns[picture, down].sub_(beyond, alpha=step)
 
-    def _pooled_of(self, convolution: nn.Conv2d) -> Tensor:
-        """What attention pools to, (C,): the mean over the cores of the convolution, from sums over its input."""
-        weight, bias = _parameters(convolution)
-        mean = torch.einsum("oikl,kli->o", weight, cast(Tensor, self._sums)) / self._area + bias
-        return self._pool(mean, self._area)
+    def _sums(self) -> Tensor:
+        """The sums that were collected, (3, 3, C)."""
+        columns = cast(Tensor, self._columns)
+        sums = torch.zeros(3, 3, columns.shape[-1], device=columns.device)
+        for picture, (_, core) in enumerate(self.cores):
+            for right, shift in enumerate((-self._dilation, 0, self._dilation)):
+                left, end = max(0, core.start + shift), max(0, min(self.width, core.stop + shift))
+                sums[:, right] += columns[picture, :, left:end].sum(dim=1)
+        return sums
 
-    def _cut(self, pixels: int) -> Iterator[_Strip]:
+    def _mean_of(self, weight: Tensor) -> Tensor:
+        """The mean over the cores of what a kernel gives of the collected input, without its bias, (C,)."""
+        mean: Tensor = torch.einsum("oikl,kli->o", weight, self._sums()) / self._area
+        return mean
+
+    def _cut(self, pixels: int) -> Iterator[Strip]:
         """Strips of about so many pixels, all about as high."""
         parts = math.ceil(self.height * self.width / pixels)
         borders = [round(part * self.height / parts) for part in range(parts + 1)]
         for picture in range(self.count):
             for start, stop in pairwise(borders):
                 if start < stop:
-                    yield _Strip(picture, start, stop)
+                    yield Strip(picture, start, stop)
 
 
 def _tanh_(values: Tensor) -> Tensor:
@@ -323,14 +394,19 @@ def _tanh_(values: Tensor) -> Tensor:
 def _sum_rows(values: Tensor) -> Tensor:
     """(rows, W, C) to (W, C) in float32."""
     rows = values.flatten(1)
-    # a CPU widens bfloat16 by a pass of its own; it sums in float32 anyway, and one rounding is far below the noise
-    wide = None if values.dtype == torch.bfloat16 and values.device.type == "cpu" else torch.float32
-    return rows.sum(dim=0, dtype=wide).float().view(values.shape[1:])
+    if rows.dtype == torch.uint8:  # of bytes torch sums slowly
+        parts = torch.split(rows, max(1, CACHED_VALUES // rows.shape[1]))
+        total = torch.stack([part.to(torch.bfloat16).sum(dim=0) for part in parts]).sum(dim=0, dtype=torch.float32)
+    else:
+        # a CPU widens bfloat16 by a pass of its own; it sums in float32 anyway, and one rounding is below the noise
+        wide = None if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" else torch.float32
+        total = rows.sum(dim=0, dtype=wide).float()
+    return total.view(values.shape[1:])
 
 
-def _pad_rows(images: Tensor, rows: tuple[int, int]) -> Tensor:
+def _pad_rows(images: Tensor, rows: tuple[int, int], zero: int = 0) -> Tensor:
     """(N, C, H, W) with so many rows of zeros above and below."""
-    return functional.pad(images, (0, 0, *rows)) if any(rows) else images
+    return functional.pad(images, (0, 0, *rows), value=zero) if any(rows) else images
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -351,7 +427,7 @@ def _place(needed: int, device: torch.device) -> torch.device | None:
     return None
 
 
-def _plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device | None) -> Tensor:
+def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device | None) -> Tensor:
     """An uninitialised plane (N, H, W, C): in a place, or in an unnamed temporary file."""
     if place is not None:
         return torch.empty(shape, dtype=dtype, device=place)

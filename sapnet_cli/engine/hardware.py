@@ -13,7 +13,7 @@ import torch
 
 from sapnet_cli.errors import UsageError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 
 MALLOC_TRIM, MALLOC_MMAP = (-1, 2**29), (-3, 2**25)
@@ -97,13 +97,25 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         if name not in PRECISIONS:
             raise UsageError(f"precision {name!r} is not one of auto, {', '.join(PRECISIONS)}")
+        if name == "int8" and not (device.type == "cpu" and multiplies_bytes()):
+            raise UsageError("int8 needs a CPU with VNNI or AMX; use --precision auto")
         return PRECISIONS[name]
     if device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
+        return torch.int8 if multiplies_bytes() else fast_float()
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
         return torch.float16
     return torch.float32
+
+
+def fast_float() -> torch.dtype:
+    """The floating point that this CPU is fastest in."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def multiplies_bytes() -> bool:
+    """Whether this CPU has instructions that multiply bytes, and this PyTorch convolutions that use them."""
+    return torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 def free_memory(device: torch.device) -> int:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, free_memory
+from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, fast_float, free_memory
 from sapnet_cli.errors import UsageError
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.model.sapnet import SAPNet
@@ -156,10 +156,14 @@ def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
     """As `choose_precision`, but on GPUs `auto` takes bf16 where there is one: its gradients need no scaling.
 
     Raises:
-        UsageError: no such precision, or fp16 elsewhere than on CUDA, where gradients are not scaled.
+        UsageError: no such precision, or int8, or fp16 elsewhere than on CUDA, where gradients are not scaled.
     """
     if name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
+    if name == "auto" and device.type == "cpu":
+        return fast_float()
+    if name == "int8":
+        raise UsageError("int8 does not train; use --precision bf16 or fp32")
     precision = choose_precision(name, device)
     if precision is torch.float16 and device.type != "cuda":
         raise UsageError("fp16 trains on CUDA only; use --precision bf16 or fp32")

@@ -1,0 +1,302 @@
+"""The fused network in 8-bit integers, for CPUs that multiply bytes (VNNI, AMX) at twice the rate of bf16.
+
+Features are unsigned bytes with one step a plane, kernels signed bytes with one step an output channel, and what a
+convolution sums is exact (int32) and rounded once. Only what passes the LSTM's gates stays floating point. Attention
+scales output channels, so it goes into their steps. The skip around a block needs no floating point either: for z >= 0
+
+    z + ReLU(a) = max(ReLU(a + z), z)
+
+whose sum is part of the convolution, and whose maximum is one of bytes.
+
+What a byte stands for follows the picture: a unit's largest value and some headroom make the range of the next unit.
+The first unit's comes from noise, which the network answers with larger values than a photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sapnet_cli.engine.fused import (
+    CACHED_VALUES,
+    FusedForward,
+    FusedWeights,
+    Kernel,
+    Strip,
+    embed_kernel,
+    make_plane,
+    parameters,
+    residual_blocks,
+    split_gates,
+)
+from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
+
+LEVELS = 255
+
+HIDDEN_STEP, HIDDEN_ZERO = 1 / 127, 128
+"""The hidden state lies within (-1, 1)."""
+
+_ZERO, _MINUS_128 = torch.tensor(0.0), torch.tensor(-128.0)
+
+HEADROOM, LEAST_RANGE = 1.25, 1 / 8
+"""By how much the next unit may exceed this one; the share of the first unit's range that no range shrinks below."""
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Features (N, C, H, W) as unsigned bytes, each of which stands for `(byte - zero) * step`."""
+
+    values: Tensor
+    step: float
+    zero: int = 0
+
+
+@dataclass(frozen=True)
+class ByteKernel:
+    """A kernel in signed bytes, as oneDNN lays them out.
+
+    Attributes:
+        packed: the bytes.
+        steps: what a byte of each output channel stands for, (O,).
+        bias: (O,), float32.
+        lost: what rounding took from the kernel, (O, I, 3, 3).
+        dilation: of the convolution.
+    """
+
+    packed: Tensor
+    steps: Tensor
+    bias: Tensor
+    lost: Tensor
+    dilation: int = 1
+
+    def scaled(self, scale: Tensor | None) -> ByteKernel:
+        """The kernel with its output channels scaled, (C,)."""
+        return self if scale is None else replace(self, steps=self.steps * scale, bias=self.bias * scale)
+
+    def shifted(self, bias: Tensor) -> ByteKernel:
+        """The kernel with something added to its bias, (C,)."""
+        return replace(self, bias=self.bias + bias)
+
+    def convolve(self, source: Bytes, padding: tuple[int, int], dtype: torch.dtype, relu: bool = False) -> Tensor:
+        """The convolution, in a floating point."""
+        return self._run(source, padding, 1.0, dtype, relu)
+
+    def convolve_to_bytes(self, source: Bytes, padding: tuple[int, int], step: float) -> Tensor:
+        """`ReLU(convolution) / step`, rounded and cut to unsigned bytes."""
+        return self._run(source, padding, step, torch.uint8, relu=True)
+
+    def _run(self, source: Bytes, padding: tuple[int, int], step: float, dtype: torch.dtype, relu: bool) -> Tensor:
+        result = torch.ops.onednn.qconv2d_pointwise(
+            *(source.values, source.step, source.zero),
+            *(self.packed, self.steps, torch.zeros(len(self.steps), dtype=torch.int32), self.bias),
+            *([1, 1], list(padding), [self.dilation, self.dilation], 1),
+            *(step, 0, dtype, "relu" if relu else "none", [], ""),
+        )
+        return cast(Tensor, result)
+
+
+def pack(weight: Tensor, bias: Tensor, dilation: int = 1) -> ByteKernel:
+    """Rounds a kernel (O, I, 3, 3) to bytes."""
+    steps = (weight.abs().amax(dim=(1, 2, 3)) / 127).clamp_min(1e-12)
+    rounded = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
+    around = ([1, 1], [dilation, dilation], [dilation, dilation], 1)
+    packed = torch.ops.onednn.qconv_prepack(rounded, steps, 1.0, 0, *around, None)
+    return ByteKernel(packed, steps, bias.float(), weight - rounded * steps.view(-1, 1, 1, 1), dilation)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The largest values that bytes have to hold: of the embedding's channels, (C,), within and between blocks."""
+
+    embedded: Tensor
+    inner: tuple[float, ...]
+    features: float
+
+    @classmethod
+    @torch.inference_mode()
+    def of_noise(cls, model: SAPNet) -> Ranges:
+        """What a network in float32, on a CPU, makes of noise."""
+        seen: list[Tensor] = []
+        modules = [*(block.conv2 for block in residual_blocks(model)), model.project, model.gates]
+        hooks = [module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for module in modules]
+        try:
+            model.stage_images(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), 2)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # the first unit computes its gates without the module
+        *inner, features, embedded = seen[: len(modules)]
+        channels = embedded[:, : model.config.channels].amax(dim=(0, 2, 3))
+        least = max(LEAST_RANGE * float(channels.amax()), 1e-6)
+        return cls(channels.clamp_min(least), tuple(map(_largest, inner)), _largest(features))
+
+    def next(self, embedded: Tensor, inner: Sequence[float], features: float) -> Ranges:
+        """The ranges of a unit after one whose values were at most so large; `self` is those of the first."""
+        return Ranges(
+            torch.maximum(embedded * HEADROOM, self.embedded * LEAST_RANGE),
+            tuple(max(value * HEADROOM, least * LEAST_RANGE) for value, least in zip(inner, self.inner)),
+            max(features * HEADROOM, self.features * LEAST_RANGE),
+        )
+
+
+def _largest(values: Tensor) -> float:
+    return max(float(values.amax()), 1e-6)
+
+
+class QuantizedWeights(FusedWeights):
+    """The kernels of one network in bytes; `dtype` is that of the rest."""
+
+    def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
+        """Takes a network in float32 on a CPU."""
+        super().__init__(model, dtype, device)
+        self.convolutions = {
+            convolution: pack(*parameters(convolution), dilation=convolution.dilation[0])
+            for block in residual_blocks(model)
+            for convolution in (block.conv1, block.conv2)
+        }
+        self.ranges = Ranges.of_noise(model)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the convolutions."""
+        return torch.int8
+
+    def embed_in(self, steps: Tensor) -> Kernel:
+        """The embedding's kernel, to give features in units of their channels' steps, (C,).
+
+        It stays in float32: six channels cost little, and what they lose is lost to all that follows.
+        """
+        weight, bias = embed_kernel(self.model)
+        return (weight / steps.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last), bias / steps
+
+    def gates_from(self, steps: Tensor, first_unit: bool) -> tuple[ByteKernel, ByteKernel]:
+        """The kernels of `split_gates`, that of the candidate doubled, for bytes of the embedding and the hidden state.
+
+        `steps` are those of the embedding's channels, (C,).
+        """
+        width = self.model.config.channels
+        kernels = []
+        for weight, bias in split_gates(self.model, first_unit):
+            seen = torch.cat((steps, torch.full((weight.shape[1] - width,), HIDDEN_STEP)))
+            weight = weight * seen.view(1, -1, 1, 1)
+            # a convolution knows one zero for all its input; that of the hidden state is a constant for each output
+            kernel = pack(weight, bias)
+            offset = (weight - kernel.lost)[:, width:].sum(dim=(1, 2, 3)) * HIDDEN_ZERO
+            kernels.append(kernel.shifted(-offset))
+        return kernels[0], kernels[1].scaled(torch.tensor(2.0))
+
+
+class QuantizedForward(FusedForward):
+    """A `FusedForward` whose convolutions read bytes. What skips a block stays in floating point."""
+
+    weights: QuantizedWeights
+    pools_always = True
+
+    def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
+        self.hidden, self.spare = (make_plane(shape, torch.uint8, place) for _ in range(2))
+        self.cell, self.features = (make_plane(shape, self.weights.dtype, place) for _ in range(2))
+        if not self.whole:
+            self.inner = make_plane(shape, torch.uint8, place)
+        self._ranges = self.weights.ranges
+        self._largest_embedded, self._largest_features = self._ranges.embedded, 0.0
+        self._largest_inner: list[float] = []
+        self._cached_rows = max(1, CACHED_VALUES // (shape[0] * shape[2] * shape[3]))
+
+    def _remember(self, first_unit: bool, dilation: int) -> None:
+        """As that of the base. Leaves the hidden state in bytes, for convolutions, and as it is, for the first skip."""
+        if not first_unit:
+            self._ranges = self.weights.ranges.next(self._largest_embedded, self._largest_inner, self._largest_features)
+        self._largest_inner, self._largest_features = [], 0.0
+        self._begin(dilation)
+        steps = self._ranges.embedded / LEVELS
+        embed, kernels = self.weights.embed_in(steps), self.weights.gates_from(steps, first_unit)
+        largest = torch.zeros(self.width, len(steps), dtype=torch.uint8)
+        for strip in self.lstm_strips:
+            low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
+            images = self._images(strip, low - 1, high + 1, torch.float32)
+            embedded = functional.conv2d(images, *embed, padding=(0, 1)).permute(0, 2, 3, 1)
+            embedded = _to_bytes(embedded.sub_(128).clamp_(-128, 127))
+            largest = torch.maximum(largest, embedded[0].amax(dim=0))
+            border = (0, 0, 1, 1, low - strip.start + 1, strip.stop + 1 - high)
+            seen = functional.pad(embedded, border)
+            if not first_unit:
+                hidden = functional.pad(strip.rows(self.hidden, low, high), border, value=HIDDEN_ZERO)
+                seen = torch.cat((seen, hidden), dim=3)
+            source = Bytes(self._channels_first(seen), 1.0)
+            gates, twice_candidate = (
+                kernel.convolve(source, (0, 0), self.weights.dtype).permute(0, 2, 3, 1) for kernel in kernels
+            )
+            half = self._recur_by_halves(gates, twice_candidate, strip)
+            torch.mul(half, 2, out=strip.of(self.features))
+            self._collect(half, strip, 2)
+            _to_bytes(half.mul_(2 / HIDDEN_STEP), strip.of(self.spare))
+        self._largest_embedded = largest.amax(dim=0) * steps
+        self.hidden, self.spare = self.spare, self.hidden
+
+    def _recur_by_halves(self, gates: Tensor, twice_candidate: Tensor, strip: Strip) -> Tensor:
+        """Half of what `_recur` gives, from twice the candidate: tanh(x) = 2 sigmoid(2x) - 1, in a third of the time.
+
+        It is off by half a step of the hidden state's bytes, and so is good enough here only.
+        """
+        gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), self.weights.model.config.channels, dim=3)
+        candidate = twice_candidate.sigmoid_().sub_(0.5)
+        cell = torch.addcmul(strip.of(self.cell) * forget[0] if forget else _ZERO, gate_in, candidate, value=2)
+        strip.of(self.cell).copy_(cell)
+        return cell.mul_(2).sigmoid_().sub_(0.5).mul_(gate_out)
+
+    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
+        """As that of the base. Takes bytes and returns bytes, over the old hidden state; the features are a plane."""
+        step = self._ranges.features / LEVELS
+        before = (step, 0) if index else (HIDDEN_STEP, HIDDEN_ZERO)
+        kernel = self._kernel(block.conv1, block.attention1)
+        self._begin(block.conv2.dilation[0])
+        inner_step, largest = self._ranges.inner[index] / LEVELS, 0
+        inner = self.spare if self.whole else self.inner
+        for strip in self.strips:
+            rows, padding = self._around(features, strip, kernel.dilation, before[1])
+            values = kernel.convolve_to_bytes(Bytes(rows, *before), padding, inner_step).permute(0, 2, 3, 1)
+            self._collect(values, strip, inner_step)
+            largest = max(largest, int(values.amax()))
+            if self.whole:
+                inner = values
+            else:
+                strip.of(inner).copy_(values)
+        self._largest_inner.append(largest * inner_step)
+        kernel = self._kernel(block.conv2, block.attention2)
+        self._begin(following)
+        largest = 0
+        for strip in self.strips:
+            rows, padding = self._around(inner, strip, kernel.dilation)
+            added = kernel.convolve(Bytes(rows, inner_step), padding, self.weights.dtype, relu=True)
+            added = added.permute(0, 2, 3, 1)
+            for part, these in strip.parts(self._cached_rows):
+                values = part.of(self.features).add_(added[:, these])
+                if index == 0:
+                    values.relu_()
+                self._collect(values, part)
+                if following is not None:
+                    in_bytes = part.of(self.spare)
+                    _to_bytes(torch.add(_MINUS_128, values, alpha=1 / step).clamp_(max=127), in_bytes)
+                    largest = max(largest, int(in_bytes.amax()))
+        self._largest_features = max(self._largest_features, largest * step)
+        return self.features if following is None else self.spare
+
+    def _kernel(self, convolution: nn.Conv2d, attention: nn.Module | None) -> ByteKernel:
+        """With attention folded in, and without the shift that the rounding of the kernel gives the mean."""
+        kernel = self.weights.convolutions[convolution]
+        scale = self._attend(convolution, attention)
+        if self._columns is not None:
+            kernel = kernel.shifted(self._mean_of(kernel.lost))
+        return kernel.scaled(scale)
+
+
+def _to_bytes(values: Tensor, target: Tensor | None = None) -> Tensor:
+    """Values in [-128, 127], which are overwritten, to bytes of 128 more; six times as fast as torch is to uint8."""
+    target = torch.empty_like(values, dtype=torch.uint8) if target is None else target
+    target.view(torch.int8).copy_(values.round_())
+    return target.bitwise_xor_(128)
