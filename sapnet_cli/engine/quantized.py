@@ -1,12 +1,8 @@
-"""The fused network in 8-bit integers, for CPUs that multiply bytes (VNNI, AMX) at twice the rate of bf16.
+"""The fused network with convolutions of 8-bit integers, for CPUs that multiply bytes (VNNI) at twice the rate of bf16.
 
-Features are unsigned bytes with one step a plane, kernels signed bytes with one step an output channel, and what a
-convolution sums is exact (int32) and rounded once. Only what passes the LSTM's gates stays floating point. Attention
-scales output channels, so it goes into their steps. The skip around a block needs no floating point either: for z >= 0
-
-    z + ReLU(a) = max(ReLU(a + z), z)
-
-whose sum is part of the convolution, and whose maximum is one of bytes.
+What a convolution reads are unsigned bytes with one step a plane, kernels are signed bytes with one step an output
+channel, and what it sums is exact (int32) and rounded once. Attention scales output channels, so it goes into their
+steps. What passes the LSTM's gates, and what skips a block, stays floating point: there errors would add up.
 
 What a byte stands for follows the picture: a unit's largest value and some headroom make the range of the next unit.
 The first unit's comes from noise, which the network answers with larger values than a photo.
@@ -205,7 +201,8 @@ class QuantizedForward(FusedForward):
         self._ranges = self.weights.ranges
         self._largest_embedded, self._largest_features = self._ranges.embedded, 0.0
         self._largest_inner: list[float] = []
-        self._cached_rows = max(1, CACHED_VALUES // (shape[0] * shape[2] * shape[3]))
+        pictures = shape[0] if self.whole else 1  # of a strip
+        self._cached_rows = max(1, CACHED_VALUES // (pictures * shape[2] * shape[3]))
 
     def _remember(self, first_unit: bool, dilation: int) -> None:
         """As that of the base. Leaves the hidden state in bytes, for convolutions, and as it is, for the first skip."""
@@ -250,41 +247,44 @@ class QuantizedForward(FusedForward):
         return cell.mul_(2).sigmoid_().sub_(0.5).mul_(gate_out)
 
     def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
-        """As that of the base. Takes bytes and returns bytes, over the old hidden state; the features are a plane."""
+        """As that of the base. Takes and gives bytes; `self.features` are what skips, and what is projected."""
         step = self._ranges.features / LEVELS
-        before = (step, 0) if index else (HIDDEN_STEP, HIDDEN_ZERO)
-        kernel = self._kernel(block.conv1, block.attention1)
-        self._begin(block.conv2.dilation[0])
-        inner_step, largest = self._ranges.inner[index] / LEVELS, 0
-        inner = self.spare if self.whole else self.inner
-        for strip in self.strips:
-            rows, padding = self._around(features, strip, kernel.dilation, before[1])
-            values = kernel.convolve_to_bytes(Bytes(rows, *before), padding, inner_step).permute(0, 2, 3, 1)
-            self._collect(values, strip, inner_step)
-            largest = max(largest, int(values.amax()))
-            if self.whole:
-                inner = values
-            else:
-                strip.of(inner).copy_(values)
-        self._largest_inner.append(largest * inner_step)
+        inner = self._enter(index, block, features, *((step, 0) if index else (HIDDEN_STEP, HIDDEN_ZERO)))
         kernel = self._kernel(block.conv2, block.attention2)
         self._begin(following)
         largest = 0
         for strip in self.strips:
             rows, padding = self._around(inner, strip, kernel.dilation)
-            added = kernel.convolve(Bytes(rows, inner_step), padding, self.weights.dtype, relu=True)
-            added = added.permute(0, 2, 3, 1)
+            source = Bytes(rows, self._ranges.inner[index] / LEVELS)
+            added = kernel.convolve(source, padding, self.weights.dtype, relu=True).permute(0, 2, 3, 1)
             for part, these in strip.parts(self._cached_rows):
                 values = part.of(self.features).add_(added[:, these])
                 if index == 0:
-                    values.relu_()
+                    values.relu_()  # from the first block on nothing is negative
                 self._collect(values, part)
                 if following is not None:
-                    in_bytes = part.of(self.spare)
-                    _to_bytes(torch.add(_MINUS_128, values, alpha=1 / step).clamp_(max=127), in_bytes)
-                    largest = max(largest, int(in_bytes.amax()))
+                    target = part.of(self.spare)  # the old hidden state, which nothing needs any more
+                    _to_bytes(torch.add(_MINUS_128, values, alpha=1 / step).clamp_(max=127), target)
+                    largest = max(largest, int(target.amax()))
         self._largest_features = max(self._largest_features, largest * step)
         return self.features if following is None else self.spare
+
+    def _enter(self, index: int, block: DilatedResidualBlock, features: Tensor, step: float, zero: int) -> Tensor:
+        """The first convolution of a block, from bytes to bytes."""
+        kernel = self._kernel(block.conv1, block.attention1)
+        self._begin(block.conv2.dilation[0])
+        inner_step, largest = self._ranges.inner[index] / LEVELS, 0
+        for strip in self.strips:
+            rows, padding = self._around(features, strip, kernel.dilation, zero)
+            values = kernel.convolve_to_bytes(Bytes(rows, step, zero), padding, inner_step).permute(0, 2, 3, 1)
+            self._collect(values, strip, inner_step)
+            largest = max(largest, int(values.amax()))
+            if self.whole:
+                self.inner = values
+            else:
+                strip.of(self.inner).copy_(values)
+        self._largest_inner.append(largest * inner_step)
+        return self.inner
 
     def _kernel(self, convolution: nn.Conv2d, attention: nn.Module | None) -> ByteKernel:
         """With attention folded in, and without the shift that the rounding of the kernel gives the mean."""

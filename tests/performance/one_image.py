@@ -120,6 +120,7 @@ def work(name: str, arguments: argparse.Namespace, connection: Connection) -> No
     runs: dict[str, Callable[[], Run]] = {
         AUTHORS: lambda: authors(model, rainy, device, arguments.stages),
         "sapnet --precision fp32": lambda: ours(model, rainy, device, arguments.stages, "fp32"),
+        "sapnet --precision bf16": lambda: ours(model, rainy, device, arguments.stages, "bf16"),
         "sapnet --precision auto": lambda: ours(model, rainy, device, arguments.stages, "auto"),
         "ONNX Runtime fp32": lambda: onnx_runtime(model, rainy),
         "OpenVINO fp32": lambda: openvino(model, rainy, "f32"),
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
-    names = [AUTHORS, "sapnet --precision fp32", "sapnet --precision auto"]
+    names = [AUTHORS, "sapnet --precision fp32", "sapnet --precision bf16", "sapnet --precision auto"]
     if arguments.device == "cpu" and arguments.stages == 6 and importlib.util.find_spec("onnx"):
         names += ["ONNX Runtime fp32"] if importlib.util.find_spec("onnxruntime") else []
         names += ["OpenVINO fp32", "OpenVINO bf16"] if importlib.util.find_spec("openvino") else []
@@ -167,6 +168,8 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name in names:
             seconds[name].append(run(name)[0])
+    for connection in connections.values():
+        connection.send(False)
 
     shape = results[AUTHORS].shape
     print(f"{shape[3]}x{shape[2]}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
