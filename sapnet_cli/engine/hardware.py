@@ -86,13 +86,13 @@ def split_devices(names: str) -> list[str]:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turns `auto`, `fp32`, `bf16` or `fp16` into a dtype; auto is the fastest one whose result is safe on `device`.
+    """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
-    Half precision pays only where the hardware computes in it: bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose
-    mantissa is longer) on GPUs with tensor cores. Elsewhere it is slower than fp32, which auto then takes.
+    Each pays only where the hardware computes in it: int8 on CPUs with VNNI, bf16 on CPUs with AVX512-BF16 or AMX, fp16
+    (whose mantissa is longer) on GPUs with tensor cores. Elsewhere it is slower than fp32, which auto then takes.
 
     Raises:
-        UsageError: no such precision.
+        UsageError: no such precision, or not here.
     """
     if name != "auto":
         if name not in PRECISIONS:

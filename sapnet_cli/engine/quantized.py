@@ -188,7 +188,10 @@ class QuantizedWeights(FusedWeights):
 
 
 class QuantizedForward(FusedForward):
-    """A `FusedForward` whose convolutions read bytes. What skips a block stays in floating point."""
+    """A `FusedForward` whose convolutions read bytes. What skips a block stays in floating point.
+
+    It takes sums even where attention's vectors are given: they also mend the mean that rounded kernels shift.
+    """
 
     weights: QuantizedWeights
     pools_always = True
