@@ -195,6 +195,7 @@ class FusedForward:
         self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
         self._make_planes((self.count, self.height, self.width, channels), place)
         self._columns: Tensor | None = None
+        self._rectangles: Tensor | None = None
         self._dilation = 0
 
     def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
@@ -337,7 +338,7 @@ class FusedForward:
         config = self.weights.model.config
         needed = dilation is not None and config.attention and (self._given is None or self.pools_always)
         self._dilation = dilation or 0
-        self._columns = None
+        self._columns = self._rectangles = None
         if needed:  # of each picture, from the rows that each of three taps sees
             self._columns = torch.zeros(self.count, 3, self.width, config.channels, device=self.weights.device)
 
@@ -360,13 +361,16 @@ class FusedForward:
                         self._columns[picture, down].sub_(beyond, alpha=step)
 
     def _sums(self) -> Tensor:
-        """The sums that were collected, (3, 3, C)."""
+        """The sums that were collected, (3, 3, C); the next `_begin` begins anew."""
+        if self._rectangles is not None:
+            return self._rectangles
         columns = cast(Tensor, self._columns)
         sums = torch.zeros(3, 3, columns.shape[-1], device=columns.device)
         for picture, (_, core) in enumerate(self.cores):
             for right, shift in enumerate((-self._dilation, 0, self._dilation)):
                 left, end = max(0, core.start + shift), max(0, min(self.width, core.stop + shift))
                 sums[:, right] += columns[picture, :, left:end].sum(dim=1)
+        self._rectangles = sums
         return sums
 
     def _mean_of(self, weight: Tensor) -> Tensor:
