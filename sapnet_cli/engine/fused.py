@@ -45,8 +45,11 @@ STRIP_PIXELS = {"cpu": 2**16, "cuda": 2**21}
 LSTM_PIXELS = {"cpu": 2**15, "cuda": 2**21}
 """Pixels of a strip, of the wide and short-lived features of the LSTM fewer: so that a CPU's caches hold them."""
 
-CACHED_VALUES = 2**19
-"""As many features as a CPU's caches hold, for passes that follow one another."""
+CACHED_VALUES = 2**23
+"""As many features as passes that follow one another take at once."""
+
+MOST_BYTES = (2**15 - 1) // 255
+"""So many of them add up to a 16-bit integer."""
 
 PROJECT_CHANNELS = 8
 """A convolution to 3 channels takes twice the time of one to 8."""
@@ -375,7 +378,7 @@ class FusedForward:
 
     def _mean_of(self, weight: Tensor) -> Tensor:
         """The mean over the cores of what a kernel gives of the collected input, without its bias, (C,)."""
-        mean: Tensor = torch.einsum("oikl,kli->o", weight, self._sums()) / self._area
+        mean: Tensor = weight.flatten(1) @ self._sums().permute(2, 0, 1).flatten() / self._area
         return mean
 
     def _cut(self, pixels: int) -> Iterator[Strip]:
@@ -396,15 +399,24 @@ def _tanh_(values: Tensor) -> Tensor:
 
 
 def _sum_rows(values: Tensor) -> Tensor:
-    """(rows, W, C) to (W, C) in float32."""
+    """(rows, W, C) to (W, C) in float32.
+
+    Each thread first sums rows that it had written itself: what another core wrote comes slowly.
+    """
     rows = values.flatten(1)
-    if rows.dtype == torch.uint8:  # of bytes torch sums slowly
-        parts = torch.split(rows, max(1, CACHED_VALUES // rows.shape[1]))
-        total = torch.stack([part.to(torch.bfloat16).sum(dim=0) for part in parts]).sum(dim=0, dtype=torch.float32)
-    else:
-        # a CPU widens bfloat16 by a pass of its own; it sums in float32 anyway, and one rounding is below the noise
-        wide = None if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" else torch.float32
-        total = rows.sum(dim=0, dtype=wide).float()
+    threads = torch.get_num_threads()
+    groups = threads * math.ceil(len(rows) / (threads * MOST_BYTES))
+    each = len(rows) // groups
+    own, rest = rows[: groups * each], rows[groups * each :]
+    total = rest.sum(dim=0, dtype=torch.float32)
+    if not each:
+        return total.view(values.shape[1:])
+    wide = torch.float32
+    if rows.dtype == torch.uint8:  # torch sums bytes slowly
+        own, wide = own.to(torch.int16), torch.int16
+    elif rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
+        wide = torch.bfloat16  # it sums in float32 anyway; to widen would take a pass, and one rounding is no matter
+    total += own.view(groups, each, -1).sum(dim=1, dtype=wide).sum(dim=0, dtype=torch.float32)
     return total.view(values.shape[1:])
 
 

@@ -28,7 +28,6 @@ from sapnet_cli.engine.fused import (
     make_plane,
     parameters,
     residual_blocks,
-    split_gates,
 )
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
@@ -37,7 +36,7 @@ LEVELS = 255
 HIDDEN_STEP, HIDDEN_ZERO = 1 / 127, 128
 """The hidden state lies within (-1, 1)."""
 
-_ZERO, _MINUS_128 = torch.tensor(0.0), torch.tensor(-128.0)
+_ZERO, _HALF = torch.tensor(0.0), torch.tensor(0.5)
 
 HEADROOM, LEAST_RANGE = 1.25, 1 / 8
 """By how much the next unit may exceed this one; the share of the first unit's range that no range shrinks below."""
@@ -60,6 +59,7 @@ class ByteKernel:
         packed: the bytes.
         steps: what a byte of each output channel stands for, (O,).
         bias: (O,), float32.
+        zeros: of the kernel's bytes, all 0, (O,).
         lost: what rounding took from the kernel, (O, I, 3, 3).
         dilation: of the convolution.
     """
@@ -67,6 +67,7 @@ class ByteKernel:
     packed: Tensor
     steps: Tensor
     bias: Tensor
+    zeros: Tensor
     lost: Tensor
     dilation: int = 1
 
@@ -89,7 +90,7 @@ class ByteKernel:
     def _run(self, source: Bytes, padding: tuple[int, int], step: float, dtype: torch.dtype, relu: bool) -> Tensor:
         result = torch.ops.onednn.qconv2d_pointwise(
             *(source.values, source.step, source.zero),
-            *(self.packed, self.steps, torch.zeros(len(self.steps), dtype=torch.int32), self.bias),
+            *(self.packed, self.steps, self.zeros, self.bias),
             *([1, 1], list(padding), [self.dilation, self.dilation], 1),
             *(step, 0, dtype, "relu" if relu else "none", [], ""),
         )
@@ -102,7 +103,8 @@ def pack(weight: Tensor, bias: Tensor, dilation: int = 1) -> ByteKernel:
     rounded = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
     around = ([1, 1], [dilation, dilation], [dilation, dilation], 1)
     packed = torch.ops.onednn.qconv_prepack(rounded, steps, 1.0, 0, *around, None)
-    return ByteKernel(packed, steps, bias.float(), weight - rounded * steps.view(-1, 1, 1, 1), dilation)
+    lost = weight - rounded * steps.view(-1, 1, 1, 1)
+    return ByteKernel(packed, steps, bias.float(), torch.zeros(len(steps), dtype=torch.int32), lost, dilation)
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class QuantizedWeights(FusedWeights):
             for block in residual_blocks(model)
             for convolution in (block.conv1, block.conv2)
         }
+        weight, bias = self.project
+        self.project = weight * 2, bias  # of features that are stored as halves
         self.ranges = Ranges.of_noise(model)
 
     @property
@@ -163,28 +167,31 @@ class QuantizedWeights(FusedWeights):
         return torch.int8
 
     def embed_in(self, steps: Tensor) -> Kernel:
-        """The embedding's kernel, to give features in units of their channels' steps, (C,).
+        """The embedding's kernel, to give features in units of their channels' steps, (C,), less 128.
 
         It stays in float32: six channels cost little, and what they lose is lost to all that follows.
         """
         weight, bias = embed_kernel(self.model)
-        return (weight / steps.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last), bias / steps
+        return (weight / steps.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last), bias / steps - 128
 
-    def gates_from(self, steps: Tensor, first_unit: bool) -> tuple[ByteKernel, ByteKernel]:
-        """The kernels of `split_gates`, that of the candidate doubled, for bytes of the embedding and the hidden state.
+    def gates_from(self, steps: Tensor, first_unit: bool) -> ByteKernel:
+        """The gates' kernel, its candidate doubled, for bytes of the embedding and the hidden state.
 
-        `steps` are those of the embedding's channels, (C,).
+        At the first unit it is without the gate that forgets, and without the state. `steps` are those of the
+        embedding's channels, (C,).
         """
         width = self.model.config.channels
-        kernels = []
-        for weight, bias in split_gates(self.model, first_unit):
-            seen = torch.cat((steps, torch.full((weight.shape[1] - width,), HIDDEN_STEP)))
-            weight = weight * seen.view(1, -1, 1, 1)
-            # a convolution knows one zero for all its input; that of the hidden state is a constant for each output
-            kernel = pack(weight, bias)
-            offset = (weight - kernel.lost)[:, width:].sum(dim=(1, 2, 3)) * HIDDEN_ZERO
-            kernels.append(kernel.shifted(-offset))
-        return kernels[0], kernels[1].scaled(torch.tensor(2.0))
+        weight, bias = parameters(self.model.gates)  # input, candidate, output, forget
+        if first_unit:
+            weight, bias = weight[: 3 * width, :width], bias[: 3 * width]
+        seen = torch.cat((steps, torch.full((weight.shape[1] - width,), HIDDEN_STEP)))
+        weight = weight * seen.view(1, -1, 1, 1)
+        # a convolution knows one zero for all its input; that of the hidden state is a constant for each output
+        kernel = pack(weight, bias)
+        offset = (weight - kernel.lost)[:, width:].sum(dim=(1, 2, 3)) * HIDDEN_ZERO
+        twice = torch.ones_like(bias)
+        twice[width : 2 * width] = 2
+        return kernel.shifted(-offset).scaled(twice)
 
 
 class QuantizedForward(FusedForward):
@@ -208,52 +215,54 @@ class QuantizedForward(FusedForward):
         self._cached_rows = max(1, CACHED_VALUES // (pictures * shape[2] * shape[3]))
 
     def _remember(self, first_unit: bool, dilation: int) -> None:
-        """As that of the base. Leaves the hidden state in bytes, for convolutions, and as it is, for the first skip."""
+        """As that of the base. Leaves the hidden state in bytes, for convolutions, and halved, for the first skip."""
         if not first_unit:
             self._ranges = self.weights.ranges.next(self._largest_embedded, self._largest_inner, self._largest_features)
         self._largest_inner, self._largest_features = [], 0.0
         self._begin(dilation)
         steps = self._ranges.embedded / LEVELS
-        embed, kernels = self.weights.embed_in(steps), self.weights.gates_from(steps, first_unit)
-        largest = torch.zeros(self.width, len(steps), dtype=torch.uint8)
+        embed, gates = self.weights.embed_in(steps), self.weights.gates_from(steps, first_unit)
+        width = len(steps)
+        border = torch.zeros(width if first_unit else 2 * width, dtype=torch.uint8)
+        border[width:] = HIDDEN_ZERO
+        largest = torch.full((self.width, width), -128.0)
         for strip in self.lstm_strips:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             images = self._images(strip, low - 1, high + 1, torch.float32)
             embedded = functional.conv2d(images, *embed, padding=(0, 1)).permute(0, 2, 3, 1)
-            embedded = _to_bytes(embedded.sub_(128).clamp_(-128, 127))
+            seen, inside = _framed(embedded, border, (low - strip.start + 1, strip.stop + 1 - high))
             largest = torch.maximum(largest, embedded[0].amax(dim=0))
-            border = (0, 0, 1, 1, low - strip.start + 1, strip.stop + 1 - high)
-            seen = functional.pad(embedded, border)
+            _to_bytes(embedded.clamp_(-128, 127), inside[..., :width])
             if not first_unit:
-                hidden = functional.pad(strip.rows(self.hidden, low, high), border, value=HIDDEN_ZERO)
-                seen = torch.cat((seen, hidden), dim=3)
-            source = Bytes(self._channels_first(seen), 1.0)
-            gates, twice_candidate = (
-                kernel.convolve(source, (0, 0), self.weights.dtype).permute(0, 2, 3, 1) for kernel in kernels
-            )
-            half = self._recur_by_halves(gates, twice_candidate, strip)
-            torch.mul(half, 2, out=strip.of(self.features))
+                inside[..., width:].copy_(strip.rows(self.hidden, low, high))
+            gated = gates.convolve(Bytes(self._channels_first(seen), 1.0), (0, 0), self.weights.dtype)
+            half = self._recur_by_halves(gated.permute(0, 2, 3, 1), strip)
             self._collect(half, strip, 2)
-            _to_bytes(half.mul_(2 / HIDDEN_STEP), strip.of(self.spare))
-        self._largest_embedded = largest.amax(dim=0) * steps
+            _to_bytes(half * (2 / HIDDEN_STEP), strip.of(self.spare))
+        self._largest_embedded = (largest.amax(dim=0) + 128) * steps
         self.hidden, self.spare = self.spare, self.hidden
 
-    def _recur_by_halves(self, gates: Tensor, twice_candidate: Tensor, strip: Strip) -> Tensor:
-        """Half of what `_recur` gives, from twice the candidate: tanh(x) = 2 sigmoid(2x) - 1, in a third of the time.
+    def _recur_by_halves(self, gates: Tensor, strip: Strip) -> Tensor:
+        """Half of the hidden state, into the features, from what the gates' convolution gave.
 
-        It is off by half a step of the hidden state's bytes, and so is good enough here only.
+        tanh(x) = 2 sigmoid(2x) - 1, in a third of the time; so the cell state is stored twofold. It is off by half a
+        step of the hidden state's bytes, and so is good enough here only.
         """
-        gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), self.weights.model.config.channels, dim=3)
-        candidate = twice_candidate.sigmoid_().sub_(0.5)
-        cell = torch.addcmul(strip.of(self.cell) * forget[0] if forget else _ZERO, gate_in, candidate, value=2)
-        strip.of(self.cell).copy_(cell)
-        return cell.mul_(2).sigmoid_().sub_(0.5).mul_(gate_out)
+        width = self.weights.model.config.channels
+        gate_in, candidate, gate_out, *forget = torch.split(gates.sigmoid_(), width, dim=3)
+        cell = strip.of(self.cell)
+        candidate.sub_(0.5)
+        if forget:
+            cell.mul_(forget[0]).addcmul_(gate_in, candidate, value=4)
+        else:
+            torch.addcmul(_ZERO, gate_in, candidate, value=4, out=cell)
+        return torch.mul(torch.sigmoid(cell).sub_(0.5), gate_out, out=strip.of(self.features))
 
     def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
-        """As that of the base. Takes and gives bytes; `self.features` are what skips, and what is projected."""
+        """As that of the base. Takes and gives bytes; half of `self.features` skips, and is projected."""
         step = self._ranges.features / LEVELS
         inner = self._enter(index, block, features, *((step, 0) if index else (HIDDEN_STEP, HIDDEN_ZERO)))
-        kernel = self._kernel(block.conv2, block.attention2)
+        kernel = self._kernel(block.conv2, block.attention2).scaled(_HALF)
         self._begin(following)
         largest = 0
         for strip in self.strips:
@@ -264,11 +273,13 @@ class QuantizedForward(FusedForward):
                 values = part.of(self.features).add_(added[:, these])
                 if index == 0:
                     values.relu_()  # from the first block on nothing is negative
-                self._collect(values, part)
                 if following is not None:
                     target = part.of(self.spare)  # the old hidden state, which nothing needs any more
-                    _to_bytes(torch.add(_MINUS_128, values, alpha=1 / step).clamp_(max=127), target)
-                    largest = max(largest, int(target.amax()))
+                    levels = (values * (2 / step)).round_().to(torch.int16)  # five times as fast as to uint8
+                    highest = int(levels.amax())
+                    target.copy_(levels.clamp_(max=LEVELS) if highest > LEVELS else levels)
+                    largest = max(largest, highest)
+                    self._collect(target, part, step)
         self._largest_features = max(self._largest_features, largest * step)
         return self.features if following is None else self.spare
 
@@ -298,8 +309,20 @@ class QuantizedForward(FusedForward):
         return kernel.scaled(scale)
 
 
-def _to_bytes(values: Tensor, target: Tensor | None = None) -> Tensor:
+def _framed(values: Tensor, border: Tensor, rows: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Room for bytes of as many pixels as (N, H, W, C) has, and a border around them; and what lies within it.
+
+    The border, (C',), is a column wide, and as many rows high above and below as `rows` says.
+    """
+    count, height, width = values.shape[:3]
+    framed = border.new_empty(count, height + sum(rows), width + 2, len(border))
+    stop = rows[0] + height
+    for side in (framed[:, :, 0], framed[:, :, -1], framed[:, : rows[0]], framed[:, stop:]):
+        side.copy_(border)
+    return framed, framed[:, rows[0] : stop, 1:-1]
+
+
+def _to_bytes(values: Tensor, target: Tensor) -> None:
     """Values in [-128, 127], which are overwritten, to bytes of 128 more; six times as fast as torch is to uint8."""
-    target = torch.empty_like(values, dtype=torch.uint8) if target is None else target
     target.view(torch.int8).copy_(values.round_())
-    return target.bitwise_xor_(128)
+    target.bitwise_xor_(128)
