@@ -99,6 +99,22 @@ def test_independent_tiles_would_show(default_model: SAPNet, whole: NDArray[np.f
     assert 255 * difference(left[:192, :192], whole[:192, :192]) > 2
 
 
+def test_the_faster_way_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    monkeypatch.setattr(engine_module, "EXACT_PIXELS", 0)
+    picture = random_pixels(200, 20)
+    engine = Engine(random_model(), CPU)
+    engine.derain(picture)
+    engine.derain(picture)
+    assert [record.message for record in caplog.records if "--tile-statistics exact" in record.message] != []
+    assert len(caplog.records) == 1
+    caplog.clear()
+    Engine(random_model(), EngineConfig(device="cpu", precision="fp32", tile=192)).derain(picture)
+    monkeypatch.setattr(engine_module, "free_memory", lambda device: 2**20)
+    Engine(random_model(), CPU).derain(picture)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_exact_statistics(
     default_model: SAPNet, whole: NDArray[np.float32], on_disk: bool, monkeypatch: pytest.MonkeyPatch

@@ -62,12 +62,12 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> TilePlan:
     """Cuts an image into windows of one size whose cores share out its pixels.
 
     Every core pixel has at least `overlap` pixels of context on each side, or the image's own edge. Windows are
-    spread evenly, so that the context is as wide as their number allows.
+    spread evenly, and no larger than their number asks for.
 
     Args:
         height: of the image, in pixels.
         width: of the image, in pixels.
-        tile: side of a window, context included; 0 for the whole image in one.
+        tile: longest side of a window, context included; 0 for the whole image in one.
         overlap: context on each side of a core; less than half of `tile`.
 
     Raises:
@@ -75,16 +75,17 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> TilePlan:
     """
     if tile and not 0 <= 2 * overlap < tile:
         raise ValueError(f"an overlap of {overlap} leaves nothing of a tile of {tile}; it must be less than half of it")
-    rows, columns = _spans(height, tile, overlap), _spans(width, tile, overlap)
-    window = (min(height, tile or height), min(width, tile or width))
-    return TilePlan(window, tuple(Tile(row, column) for row, column in product(rows, columns)))
+    (high, rows), (wide, columns) = _spans(height, tile, overlap), _spans(width, tile, overlap)
+    return TilePlan((high, wide), tuple(Tile(row, column) for row, column in product(rows, columns)))
 
 
-def _spans(length: int, tile: int, overlap: int) -> list[Span]:
+def _spans(length: int, tile: int, overlap: int) -> tuple[int, list[Span]]:
+    """How long the windows along an axis are, and where they lie."""
     if tile == 0 or length <= tile:
-        return [Span(0, 0, length)]
+        return length, [Span(0, 0, length)]
     count = math.ceil((length - 2 * overlap) / (tile - 2 * overlap))
-    starts = [round(index * (length - tile) / (count - 1)) for index in range(count)]
+    window = math.ceil((length + 2 * overlap * (count - 1)) / count)
+    starts = [round(index * (length - window) / (count - 1)) for index in range(count)]
     # neighbours meet in the middle of what both see
-    borders = [0, *((left + tile + right) // 2 for left, right in pairwise(starts)), length]
-    return [Span(start, *border) for start, border in zip(starts, pairwise(borders))]
+    borders = [0, *((left + window + right) // 2 for left, right in pairwise(starts)), length]
+    return window, [Span(start, *border) for start, border in zip(starts, pairwise(borders))]
