@@ -283,6 +283,7 @@ class Engine:
             derained = self._forward([image[plan.seen(tile)] for tile in tiles], _part(report, first, last), vectors)
             for tile, pixels in zip(tiles, derained):
                 result[tile.core] = pixels[tile.core_in_window]
+        give_back_freed_memory()  # a file is yet to be encoded
         return result
 
     def _estimate_vectors(self, image: Pixels, room: int, report: Report) -> list[Tensor]:

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TypeAlias, cast
 
@@ -71,9 +72,6 @@ class FusedWeights:
     def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
         """Takes a network in float32, on `device`, which it keeps the blocks of."""
         self.model, self.dtype, self.device = model, dtype, device
-        self.embed = self.put(*embed_kernel(model))
-        self.gates, self.candidate = (self.put(*kernel) for kernel in split_gates(model, first_unit=False))
-        self.first_gates, self.first_candidate = (self.put(*kernel) for kernel in split_gates(model, first_unit=True))
         weight, bias = parameters(model.project)
         more = PROJECT_CHANNELS - weight.shape[0]
         self.project = self.put(functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more)))
@@ -82,6 +80,21 @@ class FusedWeights:
     def precision(self) -> torch.dtype:
         """Of the convolutions."""
         return self.dtype
+
+    @cached_property
+    def embed(self) -> Kernel:
+        """See `embed_kernel`."""
+        return self.put(*embed_kernel(self.model))
+
+    @cached_property
+    def first_gates(self) -> list[Kernel]:
+        """See `split_gates`, at the first unit."""
+        return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=True)]
+
+    @cached_property
+    def gates(self) -> list[Kernel]:
+        """See `split_gates`, at the others."""
+        return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=False)]
 
     def put(self, weight: Tensor, bias: Tensor) -> Kernel:
         """A kernel as convolutions here want it."""
@@ -236,12 +249,9 @@ class FusedForward:
             if not first_unit:
                 seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
             seen = _pad_rows(seen, edges)
-            weights = self.weights
-            kernels = (
-                (weights.first_gates, weights.first_candidate) if first_unit else (weights.gates, weights.candidate)
-            )
             gates, candidate = (
-                functional.conv2d(seen, *kernel, padding=(0, 1)).permute(0, 2, 3, 1) for kernel in kernels
+                functional.conv2d(seen, *kernel, padding=(0, 1)).permute(0, 2, 3, 1)
+                for kernel in (self.weights.first_gates if first_unit else self.weights.gates)
             )
             hidden = self._recur(gates, candidate, strip)
             strip.of(self.spare).copy_(hidden)  # not over the old state, which the next strip's margin still needs
