@@ -259,7 +259,7 @@ class QuantizedForward(FusedForward):
         return torch.mul(torch.sigmoid(cell).sub_(0.5), gate_out, out=strip.of(self.features))
 
     def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
-        """As that of the base. Takes and gives bytes; half of `self.features` skips, and is projected."""
+        """As that of the base. Takes and gives bytes; `self.features`, halved, are what skips and what is projected."""
         step = self._ranges.features / LEVELS
         inner = self._enter(index, block, features, *((step, 0) if index else (HIDDEN_STEP, HIDDEN_ZERO)))
         kernel = self._kernel(block.conv2, block.attention2).scaled(_HALF)
