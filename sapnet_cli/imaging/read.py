@@ -90,7 +90,7 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
             pixels = np.asarray(image.convert("RGBA"))
             rgb, alpha = pixels[..., :3], pixels[..., 3]
         else:
-            rgb = np.asarray(image.convert("RGB"))
+            rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy it
     rgb = _turn(rgb, orientation)
     alpha = None if alpha is None else _turn(alpha, orientation)
     return Picture(rgb, alpha, grey, image_format, metadata, frames)
