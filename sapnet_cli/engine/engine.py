@@ -44,7 +44,7 @@ GPU_PIXELS = 2**20
 """Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
 
 EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
-"""Up to so many pixels, and so much of what is free, a picture is computed without tiles: these take thrice as long."""
+"""Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take three times as long."""
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
@@ -223,12 +223,13 @@ class Engine:
         tile, batch = self._plan(height, width)
         room = max(batch * tile**2, self._affordable_pixels())  # pixels of a group that statistics are estimated on
         exact = self.config.tile_statistics == "exact" or self._exact(height, width)
+        if not exact and 0 < tile < max(height, width):  # not once memory has run out
+            self._advise(height * width)
         while True:
             try:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
                 if len(plan.tiles) == 1 or exact:
                     return [pixels for group in _groups(images, batch) for pixels in self._derain_whole(group, report)]
-                self._advise(height * width)
                 return [self._derain_tiled(image, plan, batch, room, report) for image in images]
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):

@@ -46,9 +46,6 @@ STRIP_PIXELS = {"cpu": 2**16, "cuda": 2**21}
 LSTM_PIXELS = {"cpu": 2**15, "cuda": 2**21}
 """Pixels of a strip, of the wide and short-lived features of the LSTM fewer: so that a CPU's caches hold them."""
 
-CACHED_VALUES = 2**23
-"""As many features as passes that follow one another take at once."""
-
 MOST_BYTES = (2**15 - 1) // 255
 """So many of them add up to a 16-bit integer."""
 
@@ -418,16 +415,13 @@ def _sum_rows(values: Tensor) -> Tensor:
     groups = threads * math.ceil(len(rows) / (threads * MOST_BYTES))
     each = len(rows) // groups
     own, rest = rows[: groups * each], rows[groups * each :]
-    total = rest.sum(dim=0, dtype=torch.float32)
-    if not each:
-        return total.view(values.shape[1:])
     wide = torch.float32
     if rows.dtype == torch.uint8:  # torch sums bytes slowly
         own, wide = own.to(torch.int16), torch.int16
     elif rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
         wide = torch.bfloat16  # it sums in float32 anyway; to widen would take a pass, and one rounding is no matter
-    total += own.view(groups, each, -1).sum(dim=1, dtype=wide).sum(dim=0, dtype=torch.float32)
-    return total.view(values.shape[1:])
+    total = own.view(groups, each, rows.shape[1]).sum(dim=1, dtype=wide).sum(dim=0, dtype=torch.float32)
+    return total.add_(rest.sum(dim=0, dtype=torch.float32)).view(values.shape[1:])
 
 
 def _pad_rows(images: Tensor, rows: tuple[int, int], zero: int = 0) -> Tensor:

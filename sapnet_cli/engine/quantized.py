@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sapnet_cli.engine.fused import (
-    CACHED_VALUES,
     FusedForward,
     FusedWeights,
     Kernel,
@@ -37,6 +36,9 @@ HIDDEN_STEP, HIDDEN_ZERO = 1 / 127, 128
 """The hidden state lies within (-1, 1)."""
 
 _ZERO, _HALF = torch.tensor(0.0), torch.tensor(0.5)
+
+CACHED_VALUES = 2**23
+"""As many features as passes that follow one another take at once."""
 
 HEADROOM, LEAST_RANGE = 1.25, 1 / 8
 """By how much the next unit may exceed this one; the share of the first unit's range that no range shrinks below."""

@@ -87,13 +87,18 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
         if image.mode == "CMYK":
             image, metadata = _cmyk_to_rgb(image, metadata)
         if image.has_transparency_data:
-            pixels = np.asarray(image.convert("RGBA"))
+            pixels = _samples(image, "RGBA")
             rgb, alpha = pixels[..., :3], pixels[..., 3]
         else:
-            rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy it
+            rgb = _samples(image, "RGB")
     rgb = _turn(rgb, orientation)
     alpha = None if alpha is None else _turn(alpha, orientation)
     return Picture(rgb, alpha, grey, image_format, metadata, frames)
+
+
+def _samples(image: Image.Image, mode: str) -> Samples:
+    """In a mode; `convert` would copy what is in it already."""
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _metadata(image: Image.Image, image_format: str) -> tuple[int, Metadata]:
