@@ -310,8 +310,6 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
 
 def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
-    monkeypatch.setattr(engine_module, "STATISTICS_WINDOW", 96)
-    monkeypatch.setattr(engine_module, "STATISTICS_MARGIN", 2)
     model, image = random_model(), random_pixels(200, 300)
     whole = Engine(model, CPU).derain(image)
     config = EngineConfig(device="cpu", precision="fp32", tile=256, overlap=32, batch_size=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -15,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes, to_float
+from sapnet_cli.engine.fused import FusedForward, FusedWeights, Pool, stored_bytes, to_float
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision, fast_float, free_memory, give_back_freed_memory
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
-from sapnet_cli.engine.statistics import RunningPool
-from sapnet_cli.engine.tiles import TilePlan, plan_tiles
+from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, representative
+from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
 
@@ -38,21 +37,21 @@ VALUES_PER_PIXEL = 400
 """Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
 
 CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
-"""What `auto` gives to one tile: bytes on a CPU (never over a quarter of what is free), share of a free GPU."""
+"""For one tile: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
 
 GPU_PIXELS = 2**20
 """Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
 
 EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
-"""Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take three times as long."""
+"""Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take longer."""
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
-STATISTICS_WINDOW, STATISTICS_MARGIN = 256, 16
-"""Windows that shared statistics are estimated on: small, so that many of them pass the network together."""
+SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 16, (64, 256), 8
+"""The sample that shared statistics begin with: windows at least, their sides in pixels, and the context in them."""
 
-STALE, MOST_PASSES = 0.1, 3
-"""A group of windows passes again when the estimate has since moved by so much of its mean, and so often at most."""
+MEASURED_UNITS = 2
+"""Units that the whole image passes through for its statistics; what the sample lacks there, it lacks in later ones."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class EngineConfig:
         batch_size: tiles, or small images of one size, in one forward; or `auto`.
         stages: progressive dilated units to run; None for as many as the network was trained with.
         tile_statistics: where attention's pooled vectors come from when an image is tiled: `shared` estimates them
-            from windows that cover the whole image, `exact` computes them layer by layer over all of it, as is done
+            from a sample of it and its first units, `exact` computes them layer by layer over all of it, as is done
             anyway where memory allows.
         tta: test-time augmentation, also called self-ensemble: the mean over the eight flips and quarter turns of
             each picture, for eight times the time; over the four flips where the weights know upright pictures only.
@@ -168,7 +167,7 @@ class Engine:
 
     def _plan(self, height: int, width: int) -> tuple[int, int]:
         """Tile, 0 for the whole image, and batch size for pictures of a size."""
-        affordable = self._affordable_pixels()
+        affordable = self._affordable_pixels(height * width)
         together = 1 if self.config.batch_size == "auto" else self.config.batch_size
         if self.config.tile != "auto":
             tile = self.config.tile
@@ -192,16 +191,19 @@ class Engine:
             return needed <= min(CPU_BUDGET, free_memory(self.device) / 4)
         return pixels <= EXACT_PIXELS and needed <= free_memory(self.device) * EXACT_SHARE
 
-    def _budget(self) -> float:
-        """Bytes that one forward may take."""
+    def _budget(self, pixels: int) -> float:
+        """Bytes that one forward may take, when it is for a picture of so many pixels."""
         free = free_memory(self.device)
-        return free * GPU_SHARE if self.device.type == "cuda" else min(CPU_BUDGET, free / 4)
+        if self.device.type == "cuda":
+            return free * GPU_SHARE
+        # the result grows beside the tiles: of three bytes a pixel most often
+        return min(max(CPU_BUDGET - 3 * pixels, CPU_BUDGET / 2), free / 4)
 
-    def _affordable_pixels(self) -> int:
-        """Pixels of all windows of one forward."""
+    def _affordable_pixels(self, pixels: int) -> int:
+        """Pixels of all windows of one forward, when it is for a picture of so many."""
         if self.device.type == "cpu":  # in strips where that is many
-            return int(self._budget() / stored_bytes(self._reference, self.precision, 1))
-        return int(self._budget() / (VALUES_PER_PIXEL * self.precision.itemsize))
+            return int(self._budget(pixels) / stored_bytes(self._reference, self.precision, 1))
+        return int(self._budget(pixels) / (VALUES_PER_PIXEL * self.precision.itemsize))
 
     def _derain_turned(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """The mean over views of one picture: flips, and turns where the network knows them."""
@@ -221,7 +223,9 @@ class Engine:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
         tile, batch = self._plan(height, width)
-        room = max(batch * tile**2, self._affordable_pixels())  # pixels of a group that statistics are estimated on
+        room = max(
+            batch * tile**2, self._affordable_pixels(height * width)
+        )  # pixels of a group that statistics are estimated on
         exact = self.config.tile_statistics == "exact" or self._exact(height, width)
         if not exact and 0 < tile < max(height, width):  # not once memory has run out
             self._advise(height * width)
@@ -277,7 +281,8 @@ class Engine:
         give_back_freed_memory()
         vectors, begin = None, 0.0
         if self._reference.config.attention:
-            vectors, begin = self._estimate_vectors(image, room, _part(report, 0, 0.5)), 0.5
+            begin = 1 / 3
+            vectors = self._estimate_vectors(image, plan, batch, room, _part(report, 0, begin))
         result, report = np.empty_like(image), _part(report, begin, 1)
         for index, tiles in enumerate(_groups(plan.tiles, batch)):
             first, last = (min(1.0, number * batch / len(plan.tiles)) for number in (index, index + 1))
@@ -287,34 +292,33 @@ class Engine:
         give_back_freed_memory()  # a file is yet to be encoded
         return result
 
-    def _estimate_vectors(self, image: Pixels, room: int, report: Report) -> list[Tensor]:
-        """Attention's pooled vectors for the whole image, from small windows that cover it.
+    def _estimate_vectors(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> list[Tensor]:
+        """Attention's pooled vectors for the whole image, from a sample of at most `room` pixels and its first units.
 
-        They pass in groups of at most `room` pixels, scattered over the image. The first groups know little of the rest
-        of the image, so they pass again. The precision is that of the result: half precision has a bias of its own.
+        The precision is that of the result: half precision has a bias of its own.
         """
+        side = min(max(math.isqrt(room // SAMPLE_WINDOWS), SAMPLE_SIDES[0]), SAMPLE_SIDES[1])
         height, width = image.shape[:2]
-        plan = plan_tiles(height, width, STATISTICS_WINDOW, STATISTICS_MARGIN)
-        tiles = list(plan.tiles)
-        random.Random(0).shuffle(tiles)  # noqa: S311
-        groups = list(_groups(tiles, max(1, room // math.prod(plan.window))))
+        small = plan_tiles(height, width, side, SAMPLE_MARGIN)
+        sample = representative(image, small, max(1, room // math.prod(small.window)))
+        groups = list(_groups(plan.tiles, batch))
+        units = min(MEASURED_UNITS, self.stages)
 
         def compute(precision: torch.dtype) -> list[Tensor]:
-            pool = RunningPool()
-            waiting = list(range(len(groups)))
-            for passes in range(MOST_PASSES * len(groups)):
-                report(min(1.0, passes / len(groups)))
-                index = waiting.pop(0)
-                pool.begin(index)
-                rainy = _to_tensor([image[plan.seen(tile)] for tile in groups[index]])
-                cores = [tile.core_in_window for tile in groups[index]]
-                self._fused_forward(precision, rainy, cores=cores, pool=pool).run(self.stages)
-                if not waiting:
-                    stalest, distance = pool.stalest()
-                    if not distance > STALE:  # or not a number
-                        break
-                    waiting.append(stalest)
-            return pool.vectors()
+            def through(plan: TilePlan, tiles: Sequence[Tile], pool: Pool, units: int, report: Report) -> None:
+                rainy = _to_tensor([image[plan.seen(tile)] for tile in tiles])
+                cores = [tile.core_in_window for tile in tiles]
+                self._fused_forward(precision, rainy, cores=cores, pool=pool).run(units, report)
+
+            first = ShiftedPool()
+            through(small, sample, first, units, _part(report, 0, 0.1))
+            measuring = MeasuringPool(first.vectors)
+            for index, tiles in enumerate(groups):
+                begin, end = (0.1 + 0.7 * number / len(groups) for number in (index, index + 1))
+                through(plan, tiles, measuring, units, _part(report, begin, end))
+            shifted = ShiftedPool(measuring.errors(), period=len(first.vectors) // units)
+            through(small, sample, shifted, self.stages, _part(report, 0.8, 1))
+            return shifted.vectors
 
         return self._finite(compute)
 

@@ -1,57 +1,73 @@
-"""The pooled vectors of a whole image, estimated while groups of its windows pass through the network.
+"""The pooled vectors of a whole image, estimated where it is too large to keep its features.
 
-Channel residual attention scales each channel by what a pool over the *whole* image sees. Tiles that pool over
-themselves give every tile a look of its own, and seams between them.
+Channel residual attention scales each channel by what a pool over the *whole* image sees, and each pool follows from
+those before it. Tiles that pool over themselves give every tile a look of its own, and seams between them. So a
+sample of windows passes through the network together, as if it were the image; then the image is measured through the
+first units with the sample's vectors; and the sample passes again, its vectors shifted by what it was found to be off.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from sapnet_cli.engine.tiles import Tile, TilePlan
 
-class RunningPool:
-    """Gives each group of windows the mean over all groups that were seen so far, itself included.
 
-    So windows behave like parts of one image from the first layer on. A group that passes again replaces what it
-    contributed before.
+class ShiftedPool:
+    """Pools a sample to its own mean, shifted towards that of the image.
+
+    Attributes:
+        vectors: that it gave so far, (C,) each, in the order of the pools of a forward.
     """
 
-    def __init__(self) -> None:
-        self._means: dict[int, list[Tensor]] = {}  # of each group at each pool
-        self._areas: dict[int, int] = {}
-        self._given: dict[int, list[Tensor]] = {}  # the vectors that it got there
-        self._group = -1
-
-    def begin(self, group: int) -> None:
-        """Says which group passes next."""
-        self._group, self._means[group], self._given[group] = group, [], []
+    def __init__(self, shifts: Sequence[Tensor] = (), period: int = 0) -> None:
+        """Takes the shift at each pool, (C,); those of the last `period` stand for all pools beyond."""
+        self._shifts, self._period = shifts, period
+        self.vectors: list[Tensor] = []
 
     def __call__(self, mean: Tensor, area: int) -> Tensor:
-        """Takes the mean over a group's cores, (C,), and their area; returns the vector to pool to."""
-        position = len(self._given[self._group])
-        self._areas[self._group] = area
-        self._means[self._group].append(mean)
-        vector = self._at(position)
-        self._given[self._group].append(vector)
-        return vector
+        """Takes the mean over the sample's cores, (C,), and their area; returns the vector to pool to."""
+        position = len(self.vectors)
+        beyond = position - len(self._shifts)
+        if self._shifts and beyond >= 0:
+            position = len(self._shifts) - self._period + beyond % self._period
+        self.vectors.append(mean + self._shifts[position] if self._shifts else mean)
+        return self.vectors[-1]
 
-    def _at(self, position: int) -> Tensor:
-        """The estimate at one pool."""
-        known = [(means[position], self._areas[group]) for group, means in self._means.items() if len(means) > position]
-        weights = torch.tensor([float(area) for _, area in known], device=known[0][0].device)
-        return (torch.stack([mean for mean, _ in known]) * (weights / weights.sum())[:, None]).sum(dim=0)
 
-    def vectors(self) -> list[Tensor]:
-        """The estimates so far, (C,) each, float32, in the order of the pools of a forward."""
-        return [self._at(position) for position in range(len(self._given[self._group]))]
+class MeasuringPool:
+    """Pools to given vectors, and finds out what would have been the image's, as its tiles pass one by one."""
 
-    def stalest(self) -> tuple[int, float]:
-        """The group whose vectors are the furthest from the present estimate, and how far relative to their mean."""
-        present = torch.stack(self.vectors())
-        scale = present.abs().mean(dim=1, keepdim=True) + 1e-6
-        distances = {
-            group: float(((torch.stack(given) - present).abs() / scale).max()) for group, given in self._given.items()
-        }
-        group = max(distances, key=distances.__getitem__)
-        return group, distances[group]
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        """Takes the vectors, (C,) each, in the order of the pools of a forward."""
+        self._given = given
+        self._sums = [torch.zeros_like(vector) for vector in given]
+        self._area = 0
+        self._position = 0
+
+    def __call__(self, mean: Tensor, area: int) -> Tensor:
+        """Takes the mean over the cores of some tiles, (C,), and their area; returns the vector to pool to."""
+        position = self._position
+        self._sums[position] += mean * area
+        self._area += area if position == 0 else 0
+        self._position = (position + 1) % len(self._given)
+        return self._given[position]
+
+    def errors(self) -> list[Tensor]:
+        """What the given vectors lack to the means over all tiles that passed, (C,) each."""
+        return [total / self._area - vector for total, vector in zip(self._sums, self._given)]
+
+
+def representative(image: np.ndarray, plan: TilePlan, count: int) -> list[Tile]:
+    """So many of the tiles of an image (H, W, 3), from the smoothest to the most textured, at even distances."""
+
+    def texture(tile: Tile) -> float:
+        return float(np.abs(np.diff(image[plan.seen(tile)][:, :, 1].astype(np.float32), axis=1)).mean())
+
+    ranked = sorted(plan.tiles, key=texture)
+    count = min(count, len(ranked))
+    return [ranked[(2 * index + 1) * len(ranked) // (2 * count)] for index in range(count)]

@@ -1,0 +1,44 @@
+"""A sample of an image pools to its own mean, shifted by what the whole image was found to differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, representative
+from sapnet_cli.engine.tiles import plan_tiles
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+def test_a_sample_pools_to_its_own_mean() -> None:
+    pool = ShiftedPool()
+    assert pool(vector(1, 2), 10).equal(vector(1, 2))
+    assert pool(vector(3, 4), 10).equal(vector(3, 4))
+    assert [each.tolist() for each in pool.vectors] == [[1, 2], [3, 4]]
+
+
+def test_shifts_of_the_last_unit_go_on() -> None:
+    """Two units of two pools each were measured; the third and the fourth unit are shifted as the second."""
+    pool = ShiftedPool([vector(1), vector(2), vector(3), vector(4)], period=2)
+    given = [float(pool(vector(10), 1)) for _ in range(8)]
+    assert given == [11, 12, 13, 14, 13, 14, 13, 14]
+
+
+def test_the_image_is_measured_by_area() -> None:
+    pool = MeasuringPool([vector(1, 1), vector(0, 5)])
+    for area, means in ((30, (vector(2, 0), vector(1, 5))), (10, (vector(6, 4), vector(5, 9)))):
+        assert [pool(mean, area).tolist() for mean in means] == [[1, 1], [0, 5]]
+    assert [error.tolist() for error in pool.errors()] == [[2, 0], [2, 1]]
+
+
+def test_a_sample_has_smooth_and_textured_parts() -> None:
+    image = np.zeros((64, 256, 3), np.uint8)
+    for column in range(8):
+        image[:, 32 * column : 32 * (column + 1) : 2] = 20 * (7 - column)  # the left is the most textured
+    plan = plan_tiles(64, 256, 32, 0)
+    sample = representative(image, plan, 4)
+    assert {tile.columns.start // 64 for tile in sample} == {0, 1, 2, 3}
+    assert sorted(map(id, representative(image, plan, 99))) == sorted(map(id, plan.tiles))
