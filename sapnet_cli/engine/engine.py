@@ -50,7 +50,7 @@ SMALLEST_TILE, LARGEST_TILE = 192, 2048
 SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 16, (64, 256), 8
 """The sample that shared statistics begin with: windows at least, their sides in pixels, and the context in them."""
 
-MEASURED_UNITS = 2
+MEASURED_UNITS = 3
 """Units that the whole image passes through for its statistics; what the sample lacks there, it lacks in later ones."""
 
 
@@ -259,7 +259,7 @@ class Engine:
         self._advised = True
         log.warning(
             "%.0f megapixels: computed in tiles, to save memory; with --tile-statistics exact it takes %.1f GB, "
-            "and less than half the time",
+            "and two thirds of the time",
             *(pixels / 1e6, needed / 1e9),
         )
 
