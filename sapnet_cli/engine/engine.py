@@ -47,7 +47,7 @@ EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
-SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 16, (64, 256), 8
+SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 256), 8
 """The sample that shared statistics begin with: windows at least, their sides in pixels, and the context in them."""
 
 MEASURED_UNITS = 3
