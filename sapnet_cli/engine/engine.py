@@ -233,7 +233,8 @@ class Engine:
             try:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
                 if len(plan.tiles) == 1 or exact:
-                    return [pixels for group in _groups(images, batch) for pixels in self._derain_whole(group, report)]
+                    groups = _groups(images, batch, report)
+                    return [pixels for group, part in groups for pixels in self._derain_whole(group, part)]
                 return [self._derain_tiled(image, plan, batch, room, report) for image in images]
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -284,9 +285,8 @@ class Engine:
             begin = 1 / 3
             vectors = self._estimate_vectors(image, plan, batch, room, _part(report, 0, begin))
         result, report = np.empty_like(image), _part(report, begin, 1)
-        for index, tiles in enumerate(_groups(plan.tiles, batch)):
-            first, last = (min(1.0, number * batch / len(plan.tiles)) for number in (index, index + 1))
-            derained = self._forward([image[plan.seen(tile)] for tile in tiles], _part(report, first, last), vectors)
+        for tiles, part in _groups(plan.tiles, batch, report):
+            derained = self._forward([image[plan.seen(tile)] for tile in tiles], part, vectors)
             for tile, pixels in zip(tiles, derained):
                 result[tile.core] = pixels[tile.core_in_window]
         give_back_freed_memory()  # a file is yet to be encoded
@@ -301,7 +301,6 @@ class Engine:
         height, width = image.shape[:2]
         small = plan_tiles(height, width, side, SAMPLE_MARGIN)
         sample = representative(image, small, max(1, room // math.prod(small.window)))
-        groups = list(_groups(plan.tiles, batch))
         units = min(MEASURED_UNITS, self.stages)
 
         def compute(precision: torch.dtype) -> list[Tensor]:
@@ -313,9 +312,8 @@ class Engine:
             first = ShiftedPool()
             through(small, sample, first, units, _part(report, 0, 0.1))
             measuring = MeasuringPool(first.vectors)
-            for index, tiles in enumerate(groups):
-                begin, end = (0.1 + 0.7 * number / len(groups) for number in (index, index + 1))
-                through(plan, tiles, measuring, units, _part(report, begin, end))
+            for tiles, part in _groups(plan.tiles, batch, _part(report, 0.1, 0.8)):
+                through(plan, tiles, measuring, units, part)
             shifted = ShiftedPool(measuring.errors(), period=len(first.vectors) // units)
             through(small, sample, shifted, self.stages, _part(report, 0.8, 1))
             return shifted.vectors
@@ -373,9 +371,11 @@ def _part(report: Report | None, begin: float, end: float) -> Report:
     return (lambda fraction: None) if report is None else lambda fraction: report(begin + (end - begin) * fraction)
 
 
-def _groups(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def _groups(items: Sequence[Item], size: int, report: Report) -> Iterator[tuple[Sequence[Item], Report]]:
+    """Groups of at most so many items, and what each reports to."""
     for start in range(0, len(items), size):
-        yield items[start : start + size]
+        group = items[start : start + size]
+        yield group, _part(report, start / len(items), (start + len(group)) / len(items))
 
 
 def _alike(first: Pixels, second: Pixels) -> bool:

@@ -9,6 +9,7 @@ first units with the sample's vectors; and the sample passes again, its vectors 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, cycle
 
 import numpy as np
 import torch
@@ -26,16 +27,12 @@ class ShiftedPool:
 
     def __init__(self, shifts: Sequence[Tensor] = (), period: int = 0) -> None:
         """Takes the shift at each pool, (C,); those of the last `period` stand for all pools beyond."""
-        self._shifts, self._period = shifts, period
+        self._shifts = chain(shifts, cycle(shifts[-period:]))
         self.vectors: list[Tensor] = []
 
     def __call__(self, mean: Tensor, area: int) -> Tensor:
         """Takes the mean over the sample's cores, (C,), and their area; returns the vector to pool to."""
-        position = len(self.vectors)
-        beyond = position - len(self._shifts)
-        if self._shifts and beyond >= 0:
-            position = len(self._shifts) - self._period + beyond % self._period
-        self.vectors.append(mean + self._shifts[position] if self._shifts else mean)
+        self.vectors.append(mean + next(self._shifts, 0))
         return self.vectors[-1]
 
 
