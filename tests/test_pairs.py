@@ -13,7 +13,7 @@ from PIL import Image
 from sapnet_cli.data.crops import Augmentation, BatchRequest, CropLoader, CropSampler, CropSource
 from sapnet_cli.data.pairs import find_pairs
 from sapnet_cli.data.pictures import CheckedPair, PictureCache, check_pairs, read_pair, split_scenes
-from sapnet_cli.data.rain import RainGenerator
+from sapnet_cli.data.rain import RainConfig, RainGenerator
 from sapnet_cli.data.sets import DataConfig, load_data
 from sapnet_cli.errors import UsageError
 
@@ -243,7 +243,7 @@ def test_rain_is_drawn_on_clean_photos(tmp_path: Path) -> None:
 
 
 def test_drawn_rain_brightens_dark_scenes_and_varies() -> None:
-    generator, dark = RainGenerator(), np.full((96, 96, 3), 30, np.uint8)
+    generator, dark = RainGenerator(RainConfig(sharpening=0.0)), np.full((96, 96, 3), 30, np.uint8)
     means = []
     for seed in range(24):
         rainy, clean = generator.draw(dark, np.random.default_rng(seed))
@@ -257,9 +257,24 @@ def test_drawn_rain_brightens_dark_scenes_and_varies() -> None:
     assert max(means) > 25
 
 
-def test_streaks_are_long_when_the_shutter_is_slow() -> None:
-    from sapnet_cli.data.rain import RainConfig
+def test_half_the_drawn_pictures_are_sharpened_with_their_truth() -> None:
+    grey = np.full((96, 96, 3), 90, np.uint8)
+    grey[:, 48:] = 120
+    plain, sharpening = RainGenerator(RainConfig(sharpening=0.0, veil=0.0)), RainGenerator(RainConfig(veil=0.0))
+    fringed = streaks = 0
+    for seed in range(16):
+        _, unsharpened = plain.draw(grey, np.random.default_rng(seed))
+        rainy, clean = sharpening.draw(grey, np.random.default_rng(seed))
+        if (clean == unsharpened).all():
+            continue
+        assert clean.min() < unsharpened.min(), "an edge of the clean picture got a dark fringe"
+        fringed += 1
+        streaks += int((rainy < clean).any())
+    assert 3 < fringed < 13
+    assert streaks > fringed / 2, "so did most pictures' streaks"
 
+
+def test_streaks_are_long_when_the_shutter_is_slow() -> None:
     def elongation(seconds: float) -> float:
         config = RainConfig(exposure_time=(seconds, seconds), slant=0.0, veil=0.0, focal_length=(800.0, 800.0))
         correlations = []
