@@ -124,6 +124,8 @@ def make_folder(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes beside the target and renames, so that the target is never half a file; its permissions stay.
 
+    What replaces a file is on the disk before that goes: a power cut leaves the one or the other.
+
     Raises:
         OSError: no permission, no space, or the like; nothing is left behind.
     """
@@ -133,9 +135,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         return
     temporary = path.with_name(_temporary_name())
     try:
+        replaces = path.exists()
         with temporary.open("xb") as file:
             file.write(data)
-        if path.exists():
+            if replaces:
+                file.flush()
+                os.fsync(file.fileno())
+        if replaces:
             temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)
     except BaseException:

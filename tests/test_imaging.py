@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from dataclasses import replace
@@ -293,6 +294,22 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path: Path, monkeypatch:
         write_atomically(target, b"half")
     assert target.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_what_replaces_a_file_reaches_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, replace_path = tmp_path / "photo.png", Path.replace
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
+
+    def rename(self: Path, other: Path) -> Path:
+        sizes.append(-1)
+        return replace_path(self, other)
+
+    monkeypatch.setattr(Path, "replace", rename)
+    write_atomically(target, b"old")
+    assert sizes == [-1], "nothing is lost with a new file"
+    write_atomically(target, b"newer")
+    assert sizes == [-1, 5, -1]
 
 
 def test_metadata_too_long_for_jpeg_do_not_cost_the_picture() -> None:

@@ -22,6 +22,7 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import synchronize
 from sapnet_cli.files import write_atomically
 from sapnet_cli.metrics.fidelity import (
+    HIGHEST_PSNR,
     SMALLEST_SSIM_SIDE,
     ScoreProtocol,
     compare_with_input,
@@ -210,7 +211,7 @@ def _score(pair: Pair, weights: str, image: Pixels, clean: Pixels, seconds: floa
     if not scoring.paired:
         further = compare_with_input(image, clean)
         return ImageScore(pair.rainy.name, weights, None, None, seconds, (width, height), further)
-    value = min(psnr(image, clean, scoring.protocol, scoring.in_rgb), 100.0)
+    value = min(psnr(image, clean, scoring.protocol, scoring.in_rgb), HIGHEST_PSNR)
     ssim = None
     if min(height, width) >= SMALLEST_SSIM_SIDE:
         ssim = structural_similarity(image, clean, scoring.protocol, scoring.in_rgb)

@@ -12,8 +12,8 @@ What is drawn, from the drop to the file:
   follows from the volume that the picture sees; behind them a veil, since all drops farther away melt into mist.
 - *Light.* A drop shows not what is behind it but the surroundings bent into it, mostly sky: the picture is mixed with
   that light, and with the veil's, in linear light.
-- *Camera.* Exposure, of the clean picture too; then clipping, the sRGB curve, sharpening of half the pictures, clean and
-  rainy alike, which gives streaks the dark fringes that they have in photos; and rounding to 8 bits.
+- *Camera.* Exposure, of the clean picture too; then clipping, the sRGB curve and rounding to 8 bits; half the pictures,
+  clean and rainy alike, are sharpened, which gives streaks the dark fringes that they have in photos.
 
 Photos that people want derained show rain stronger than the average of this; a factor on opacity covers both.
 """
@@ -64,7 +64,7 @@ class RainConfig:
     focal_length: tuple[float, float] = (350.0, 2500.0)
     exposure_time: tuple[float, float] = (1 / 600, 1 / 40)
     slant: float = 16.0
-    strength: tuple[float, float] = (1.0, 25.0)
+    strength: tuple[float, float] = (4.0, 80.0)
     coverage: tuple[float, float] = (0.01, 0.3)
     light: tuple[float, float] = (0.35, 1.0)
     veil: float = 0.25

@@ -188,7 +188,7 @@ class Engine:
         pixels = height * width
         needed = stored_bytes(self._reference, self.precision, pixels)
         if self.config.tile != "auto":
-            return needed <= min(CPU_BUDGET, free_memory(self.device) / 4)
+            return needed <= min(CPU_BUDGET, self._budget(pixels))
         return pixels <= EXACT_PIXELS and needed <= free_memory(self.device) * EXACT_SHARE
 
     def _budget(self, pixels: int) -> float:
@@ -223,9 +223,7 @@ class Engine:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
         tile, batch = self._plan(height, width)
-        room = max(
-            batch * tile**2, self._affordable_pixels(height * width)
-        )  # pixels of a group that statistics are estimated on
+        room = max(batch * tile**2, self._affordable_pixels(height * width))  # of the sample for shared statistics
         exact = self.config.tile_statistics == "exact" or self._exact(height, width)
         if not exact and 0 < tile < max(height, width):  # not once memory has run out
             self._advise(height * width)
@@ -359,11 +357,14 @@ class Engine:
         return self._replayed[precision]
 
     def _fused_forward(self, precision: torch.dtype, rainy: Tensor, *arguments: Any, **named: Any) -> FusedForward:
-        quantized = precision is torch.int8
+        forward, weights, dtype = (
+            (QuantizedForward, QuantizedWeights, fast_float())
+            if precision is torch.int8
+            else (FusedForward, FusedWeights, precision)
+        )
         if precision not in self._fused:
-            kind, dtype = (QuantizedWeights, fast_float()) if quantized else (FusedWeights, precision)
-            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
-        return (QuantizedForward if quantized else FusedForward)(self._fused[precision], rainy, *arguments, **named)
+            self._fused[precision] = weights(self._model(torch.float32), dtype, self.device)
+        return forward(self._fused[precision], rainy, *arguments, **named)
 
 
 def _part(report: Report | None, begin: float, end: float) -> Report:

@@ -20,6 +20,9 @@ SSIM_SIDE = 256
 
 SMALLEST_SSIM_SIDE = 11
 
+HIGHEST_PSNR = 100.0
+"""In dB, for means: equal pictures have none that is finite."""
+
 
 def luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Y of MATLAB's `rgb2ycbcr`, not rounded: (H, W, 3) uint8 to (H, W) from 16 to 235."""

@@ -19,7 +19,7 @@ from sapnet_cli.data.sets import TrainingData, ValidationPicture
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
 from sapnet_cli.losses.joint import JointLoss
-from sapnet_cli.metrics.fidelity import SMALLEST_SSIM_SIDE, psnr, structural_similarity
+from sapnet_cli.metrics.fidelity import HIGHEST_PSNR, SMALLEST_SSIM_SIDE, psnr, structural_similarity
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.card import model_card
 from sapnet_cli.training.config import TrainingConfig
@@ -311,7 +311,7 @@ def _score(pictures: Sequence[ValidationPicture], derained: Sequence[NDArray[Any
     scores: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
-        scores.setdefault(name, []).append(min(value, 100.0))  # equal pictures have no finite PSNR
+        scores.setdefault(name, []).append(min(value, HIGHEST_PSNR))
 
     several = len({picture.name for picture in pictures}) > 1
     for picture, result in zip(pictures, derained):
