@@ -35,9 +35,6 @@ DROPS_PER_CUBIC_METRE = 8000.0
 SMALLEST_DROP, LARGEST_DROP = 0.6, 6.0
 """Diameters in millimetres; smaller ones are mist."""
 
-MOST_DROPS_PER_PIXEL = 0.04
-"""Denser layers are no streaks any more; what is over goes into the veil."""
-
 LONGEST_STREAK = 96
 """In pixels; a longer one crosses the whole crop either way."""
 
@@ -52,7 +49,9 @@ class RainConfig:
         exposure_time: in seconds.
         slant: standard deviation of the fall's angle from the vertical over pictures, in degrees.
         strength: factor on the streaks' opacity.
-        coverage: mean opacity of all streaks over a picture, at the most; evenly. Beyond, nothing is left to be seen.
+        drops: seen for each pixel of a layer, at the most: the more, the closer streaks overlap, to a grain in the end;
+            what is over goes into the veil.
+        coverage: mean opacity of all streaks over a picture, at the most. Beyond, nothing is left to be seen.
         light: brightness of the light in the drops, linear, 1 for white; evenly.
         veil: opacity of mist before the picture, evenly from 0 to this.
         exposure: factors on the whole picture's linear light.
@@ -64,8 +63,9 @@ class RainConfig:
     focal_length: tuple[float, float] = (350.0, 2500.0)
     exposure_time: tuple[float, float] = (1 / 600, 1 / 40)
     slant: float = 16.0
-    strength: tuple[float, float] = (4.0, 80.0)
-    coverage: tuple[float, float] = (0.01, 0.3)
+    strength: tuple[float, float] = (2.0, 80.0)
+    drops: tuple[float, float] = (0.02, 0.3)
+    coverage: tuple[float, float] = (0.02, 0.4)
     light: tuple[float, float] = (0.35, 1.0)
     veil: float = 0.25
     exposure: tuple[float, float] = (0.8, 1.1)
@@ -99,20 +99,18 @@ class RainGenerator:
             return self._add_real_layer(clean, random), clean
         config = self.config
         height, width = clean.shape[:2]
-        rate, focal, shutter, strength, gain = (
-            _log_uniform(random, *bounds)
-            for bounds in (config.rate, config.focal_length, config.exposure_time, config.strength, config.exposure)
-        )
+        ranges = (config.rate, config.focal_length, config.exposure_time, config.strength, config.exposure, config.drops)
+        rate, focal, shutter, strength, gain, most = (_log_uniform(random, *bounds) for bounds in ranges)
         slant = np.deg2rad(np.clip(random.normal(0, config.slant), -60, 60))
         focus = random.uniform(3, 50)
         scene = to_linear(clean) * np.float32(gain)
 
         shells = [
-            _draw_layer((height, width), near, far, rate, focal, shutter, slant, focus, random)
+            _draw_layer((height, width), near, far, rate, focal, shutter, slant, focus, most, random)
             for near, far in zip(config.layers, config.layers[1:])
         ]
         covered = sum(float(layer.mean()) for layer, _ in shells)
-        strength = min(strength, random.uniform(*config.coverage) / max(covered, 1e-6))
+        strength = min(strength, _log_uniform(random, *config.coverage) / max(covered, 1e-6))
         seen_through = np.ones((height, width), np.float32)
         for layer, _ in shells:
             seen_through *= 1 - np.clip(layer * np.float32(strength), 0, 0.95)
@@ -181,6 +179,7 @@ def _draw_layer(
     shutter: float,
     slant: float,
     focus: float,
+    drops_per_pixel: float,
     random: np.random.Generator,
 ) -> tuple[Plane, float]:
     """Opacity of the streaks between two distances, (H, W), and the mean opacity of those too many to be drawn."""
@@ -195,7 +194,7 @@ def _draw_layer(
     volume = (height / pixels_per_metre) * (width / pixels_per_metre) * (far - near)
     expected = DROPS_PER_CUBIC_METRE * visible * volume
     # drops fall through the picture during the exposure: those that were above it at its start count too
-    most = MOST_DROPS_PER_PIXEL * height * width
+    most = drops_per_pixel * height * width
     count = int(random.poisson(min(expected, most)))
     diameters = np.minimum(SMALLEST_DROP + random.exponential(1 / steepness, count), LARGEST_DROP)
     speeds = 9.65 - 10.3 * np.exp(-0.6 * diameters)
