@@ -99,7 +99,7 @@ class RainGenerator:
             return self._add_real_layer(clean, random), clean
         config = self.config
         height, width = clean.shape[:2]
-        ranges = (config.rate, config.focal_length, config.exposure_time, config.strength, config.exposure, config.drops)
+        ranges = config.rate, config.focal_length, config.exposure_time, config.strength, config.exposure, config.drops
         rate, focal, shutter, strength, gain, most = (_log_uniform(random, *bounds) for bounds in ranges)
         slant = np.deg2rad(np.clip(random.normal(0, config.slant), -60, 60))
         focus = random.uniform(3, 50)
