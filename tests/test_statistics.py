@@ -25,13 +25,14 @@ def test_shifts_of_the_last_unit_go_on() -> None:
     pool = ShiftedPool([vector(1), vector(2), vector(3), vector(4)], period=2)
     given = [float(pool(vector(10), 1)) for _ in range(8)]
     assert given == [11, 12, 13, 14, 13, 14, 13, 14]
+    assert [float(mean) for mean in pool.means] == [10] * 8
 
 
 def test_the_image_is_measured_by_area() -> None:
     pool = MeasuringPool([vector(1, 1), vector(0, 5)])
     for area, means in ((30, (vector(2, 0), vector(1, 5))), (10, (vector(6, 4), vector(5, 9)))):
         assert [pool(mean, area).tolist() for mean in means] == [[1, 1], [0, 5]]
-    assert [error.tolist() for error in pool.errors()] == [[2, 0], [2, 1]]
+    assert [mean.tolist() for mean in pool.means] == [[3, 1], [2, 6]]
 
 
 def test_a_sample_has_smooth_and_textured_parts() -> None:

@@ -50,8 +50,9 @@ SMALLEST_TILE, LARGEST_TILE = 192, 2048
 SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 256), 8
 """The sample that shared statistics begin with: windows at least, their sides in pixels, and the context in them."""
 
-MEASURED_UNITS = 3
-"""Units that the whole image passes through for its statistics; what the sample lacks there, it lacks in later ones."""
+MEASURED_UNITS = (1, 3)
+"""Units that the whole image passes through for its statistics, in passes that follow one another; what the sample
+lacks in the last of them, it lacks in later ones."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ class Engine:
         give_back_freed_memory()
         vectors, begin = None, 0.0
         if self._reference.config.attention:
-            begin = 1 / 3
+            begin = 0.4
             vectors = self._estimate_vectors(image, plan, batch, room, _part(report, 0, begin))
         result, report = np.empty_like(image), _part(report, begin, 1)
         for tiles, part in _groups(plan.tiles, batch, report):
@@ -299,22 +300,27 @@ class Engine:
         height, width = image.shape[:2]
         small = plan_tiles(height, width, side, SAMPLE_MARGIN)
         sample = representative(image, small, max(1, room // math.prod(small.window)))
-        units = min(MEASURED_UNITS, self.stages)
+        passes = sorted({min(units, self.stages) for units in MEASURED_UNITS})
 
         def compute(precision: torch.dtype) -> list[Tensor]:
-            def through(plan: TilePlan, tiles: Sequence[Tile], pool: Pool, units: int, report: Report) -> None:
+            def through(
+                plan: TilePlan, tiles: Sequence[Tile], pool: Pool, units: int, report: Report | None = None
+            ) -> None:
                 rainy = _to_tensor([image[plan.seen(tile)] for tile in tiles])
                 cores = [tile.core_in_window for tile in tiles]
                 self._fused_forward(precision, rainy, cores=cores, pool=pool).run(units, report)
 
-            first = ShiftedPool()
-            through(small, sample, first, units, _part(report, 0, 0.1))
-            measuring = MeasuringPool(first.vectors)
-            for tiles, part in _groups(plan.tiles, batch, _part(report, 0.1, 0.8)):
-                through(plan, tiles, measuring, units, part)
-            shifted = ShiftedPool(measuring.errors(), period=len(first.vectors) // units)
-            through(small, sample, shifted, self.stages, _part(report, 0.8, 1))
-            return shifted.vectors
+            pool, done = ShiftedPool(), 0
+            for units in passes:
+                through(small, sample, pool, units)
+                measured = MeasuringPool(pool.vectors)
+                part = _part(report, 0.8 * done / sum(passes), 0.8 * (done + units) / sum(passes))
+                for tiles, each in _groups(plan.tiles, batch, part):
+                    through(plan, tiles, measured, units, each)
+                shifts = [whole - own for whole, own in zip(measured.means, pool.means)]
+                pool, done = ShiftedPool(shifts, period=len(shifts) // units), done + units
+            through(small, sample, pool, self.stages, _part(report, 0.8, 1))
+            return pool.vectors
 
         return self._finite(compute)
 

@@ -4,6 +4,7 @@ Channel residual attention scales each channel by what a pool over the *whole* i
 those before it. Tiles that pool over themselves give every tile a look of its own, and seams between them. So a
 sample of windows passes through the network together, as if it were the image; then the image is measured through the
 first units with the sample's vectors; and the sample passes again, its vectors shifted by what it was found to be off.
+What is measured with vectors that are off is off itself, so the first unit is put right before others are measured.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ class ShiftedPool:
     """Pools a sample to its own mean, shifted towards that of the image.
 
     Attributes:
-        vectors: that it gave so far, (C,) each, in the order of the pools of a forward.
+        means: of the sample itself so far, (C,) each, in the order of the pools of a forward.
+        vectors: that it gave instead.
     """
 
     def __init__(self, shifts: Sequence[Tensor] = (), period: int = 0) -> None:
         """Takes the shift at each pool, (C,); those of the last `period` stand for all pools beyond."""
         self._shifts = chain(shifts, cycle(shifts[-period:]))
+        self.means: list[Tensor] = []
         self.vectors: list[Tensor] = []
 
     def __call__(self, mean: Tensor, area: int) -> Tensor:
         """Takes the mean over the sample's cores, (C,), and their area; returns the vector to pool to."""
+        self.means.append(mean)
         self.vectors.append(mean + next(self._shifts, 0))
         return self.vectors[-1]
 
@@ -54,9 +58,10 @@ class MeasuringPool:
         self._position = (position + 1) % len(self._given)
         return self._given[position]
 
-    def errors(self) -> list[Tensor]:
-        """What the given vectors lack to the means over all tiles that passed, (C,) each."""
-        return [total / self._area - vector for total, vector in zip(self._sums, self._given)]
+    @property
+    def means(self) -> list[Tensor]:
+        """Over all tiles that passed, (C,) each."""
+        return [total / self._area for total in self._sums]
 
 
 def representative(image: np.ndarray, plan: TilePlan, count: int) -> list[Tile]:
