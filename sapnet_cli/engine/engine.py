@@ -259,7 +259,7 @@ class Engine:
         self._advised = True
         log.warning(
             "%.0f megapixels: computed in tiles, to save memory; with --tile-statistics exact it takes %.1f GB, "
-            "and two thirds of the time",
+            "and little more than half of the time",
             *(pixels / 1e6, needed / 1e9),
         )
 
