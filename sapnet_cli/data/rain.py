@@ -100,13 +100,13 @@ class RainGenerator:
         config = self.config
         height, width = clean.shape[:2]
         ranges = config.rate, config.focal_length, config.exposure_time, config.strength, config.exposure, config.drops
-        rate, focal, shutter, strength, gain, most = (_log_uniform(random, *bounds) for bounds in ranges)
+        rate, focal, shutter, strength, gain, drops = (_log_uniform(random, *bounds) for bounds in ranges)
         slant = np.deg2rad(np.clip(random.normal(0, config.slant), -60, 60))
         focus = random.uniform(3, 50)
         scene = to_linear(clean) * np.float32(gain)
 
         shells = [
-            _draw_layer((height, width), near, far, rate, focal, shutter, slant, focus, most, random)
+            _draw_layer((height, width), near, far, rate, focal, shutter, slant, focus, drops, random)
             for near, far in zip(config.layers, config.layers[1:])
         ]
         covered = sum(float(layer.mean()) for layer, _ in shells)
@@ -179,7 +179,7 @@ def _draw_layer(
     shutter: float,
     slant: float,
     focus: float,
-    drops_per_pixel: float,
+    drops: float,
     random: np.random.Generator,
 ) -> tuple[Plane, float]:
     """Opacity of the streaks between two distances, (H, W), and the mean opacity of those too many to be drawn."""
@@ -194,7 +194,7 @@ def _draw_layer(
     volume = (height / pixels_per_metre) * (width / pixels_per_metre) * (far - near)
     expected = DROPS_PER_CUBIC_METRE * visible * volume
     # drops fall through the picture during the exposure: those that were above it at its start count too
-    most = drops_per_pixel * height * width
+    most = drops * height * width
     count = int(random.poisson(min(expected, most)))
     diameters = np.minimum(SMALLEST_DROP + random.exponential(1 / steepness, count), LARGEST_DROP)
     speeds = 9.65 - 10.3 * np.exp(-0.6 * diameters)
