@@ -243,7 +243,7 @@ def test_rain_is_drawn_on_clean_photos(tmp_path: Path) -> None:
 
 
 def test_drawn_rain_brightens_dark_scenes_and_varies() -> None:
-    generator, dark = RainGenerator(RainConfig(sharpening=0.0)), np.full((96, 96, 3), 30, np.uint8)
+    generator, dark = RainGenerator(RainConfig(sharpening=0.0, jpeg=None)), np.full((96, 96, 3), 30, np.uint8)
     means = []
     for seed in range(24):
         rainy, clean = generator.draw(dark, np.random.default_rng(seed))
@@ -260,7 +260,8 @@ def test_drawn_rain_brightens_dark_scenes_and_varies() -> None:
 def test_half_the_drawn_pictures_are_sharpened_with_their_truth() -> None:
     grey = np.full((96, 96, 3), 90, np.uint8)
     grey[:, 48:] = 120
-    plain, sharpening = RainGenerator(RainConfig(sharpening=0.0, veil=0.0)), RainGenerator(RainConfig(veil=0.0))
+    plain = RainGenerator(RainConfig(sharpening=0.0, veil=0.0, jpeg=None))
+    sharpening = RainGenerator(RainConfig(veil=0.0, jpeg=None))
     fringed = streaks = 0
     for seed in range(16):
         _, unsharpened = plain.draw(grey, np.random.default_rng(seed))
@@ -272,6 +273,49 @@ def test_half_the_drawn_pictures_are_sharpened_with_their_truth() -> None:
         streaks += int((rainy < clean).any())
     assert 3 < fringed < 13
     assert streaks > fringed / 2, "so did most pictures' streaks"
+
+
+def test_half_the_drawn_pictures_are_compressed_with_their_truth() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    rain = {"sharpening": 0.0, "veil": 0.0, "exposure": (1.0, 1.0)}
+    plain, coarse = RainGenerator(RainConfig(**rain, jpeg=None)), RainGenerator(RainConfig(**rain, jpeg=(10, 10)))
+    compressed = 0
+    for seed in range(16):
+        rainy, clean = coarse.draw(noise, np.random.default_rng(seed))
+        before, unchanged = plain.draw(noise, np.random.default_rng(seed))
+        assert np.array_equal(unchanged, noise)
+        assert np.array_equal(rainy, before) == np.array_equal(clean, noise)
+        compressed += not np.array_equal(clean, noise)
+    assert 3 < compressed < 13
+
+
+def test_gusts_turn_streaks_against_each_other() -> None:
+    def scatter(turbulence: float) -> float:
+        """How much brightness changes from pixel to pixel along the mean fall, for each change across it."""
+        config = RainConfig(
+            exposure_time=(1 / 100, 1 / 100), focal_length=(1500.0, 1500.0), slant=0.0, veil=0.0, sharpening=0.0,
+            jpeg=None, turbulence=(turbulence, turbulence),
+        )  # fmt: skip
+        shares = []
+        for seed in range(8):
+            rainy, _ = RainGenerator(config).draw(np.full((96, 96, 3), 40, np.uint8), np.random.default_rng(seed))
+            plane = rainy[..., 1].astype(float)
+            shares.append(np.abs(np.diff(plane, axis=0)).mean() / np.abs(np.diff(plane, axis=1)).mean())
+        return float(np.mean(shares))
+
+    assert scatter(20.0) > 1.3 * scatter(0.1)
+
+
+def test_a_wide_aperture_softens_near_streaks() -> None:
+    def steepness(millimetres: float) -> float:
+        config = RainConfig(aperture=(millimetres, millimetres), focal_length=(1500.0, 1500.0), veil=0.0, jpeg=None)
+        rainy = [
+            RainGenerator(config).draw(np.full((96, 96, 3), 40, np.uint8), np.random.default_rng(seed))[0][..., 1]
+            for seed in range(8)
+        ]
+        return float(np.mean([np.abs(np.diff(plane.astype(float), axis=1)).mean() / plane.std() for plane in rainy]))
+
+    assert steepness(0.5) > 1.3 * steepness(10.0)
 
 
 def test_streaks_are_long_when_the_shutter_is_slow() -> None:

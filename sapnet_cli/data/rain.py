@@ -8,24 +8,28 @@ What is drawn, from the drop to the file:
 - *Streaks.* During the exposure T a drop at distance z smears over v T f / z pixels, f the focal length in pixels; it
   is D f / z wide, softened by defocus. It lies on each of them for D / v only, so its opacity is D / (v T) (Garg and
   Nayar, "Vision and rain", IJCV 2007): long exposures give long, faint streaks.
+- *Wind.* It slants all streaks of a picture, and gusts turn some against others.
 - *Layers.* Shells of distance, from near, few, broad and blurred streaks to far, dense and fine ones, whose number
   follows from the volume that the picture sees; behind them a veil, since all drops farther away melt into mist.
 - *Light.* A drop shows not what is behind it but the surroundings bent into it, mostly sky: the picture is mixed with
   that light, and with the veil's, in linear light.
 - *Camera.* Exposure, of the clean picture too; then clipping, the sRGB curve and rounding to 8 bits; half the pictures,
-  clean and rainy alike, are sharpened, which gives streaks the dark fringes that they have in photos.
+  clean and rainy alike, are sharpened, which gives streaks the dark fringes that they have in photos, and half are
+  compressed as JPEG, which tears fine ones into pieces.
 
 Photos that people want derained show rain stronger than the average of this; a factor on opacity covers both.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sapnet_cli.data.pictures import Pixels
 
@@ -38,6 +42,9 @@ SMALLEST_DROP, LARGEST_DROP = 0.6, 6.0
 LONGEST_STREAK = 96
 """In pixels; a longer one crosses the whole crop either way."""
 
+GUSTS = 3
+"""Directions and speeds of the streaks of one layer."""
+
 
 @dataclass(frozen=True)
 class RainConfig:
@@ -47,7 +54,9 @@ class RainConfig:
         rate: rain rate in mm/h: 2 is light rain, 100 a cloudburst.
         focal_length: in pixels; a photo 4000 wide by a normal lens has about 4000, shrunk to 500 about 500.
         exposure_time: in seconds.
+        aperture: of the lens, in millimetres; the wider, the softer is what lies out of focus.
         slant: standard deviation of the fall's angle from the vertical over pictures, in degrees.
+        turbulence: standard deviation of that angle within a picture, in degrees.
         strength: factor on the streaks' opacity.
         drops: seen for each pixel of a layer, at the most: the more, the closer streaks overlap, to a grain in the end;
             what is over goes into the veil.
@@ -56,20 +65,24 @@ class RainConfig:
         veil: opacity of mist before the picture, evenly from 0 to this.
         exposure: factors on the whole picture's linear light.
         sharpening: share of what a blur takes away that is added again, evenly from 0 to this, for half the pictures.
+        jpeg: quality that half the pictures are compressed with, evenly; None compresses none.
         layers: distances in metres between which the streaks fall, near to far; each two neighbours are a layer.
     """
 
     rate: tuple[float, float] = (3.0, 120.0)
     focal_length: tuple[float, float] = (350.0, 2500.0)
     exposure_time: tuple[float, float] = (1 / 600, 1 / 40)
+    aperture: tuple[float, float] = (0.5, 4.0)
     slant: float = 16.0
+    turbulence: tuple[float, float] = (1.0, 10.0)
     strength: tuple[float, float] = (2.0, 80.0)
     drops: tuple[float, float] = (0.02, 0.3)
     coverage: tuple[float, float] = (0.02, 0.4)
     light: tuple[float, float] = (0.35, 1.0)
     veil: float = 0.25
     exposure: tuple[float, float] = (0.8, 1.1)
-    sharpening: float = 1.5
+    sharpening: float = 3.0
+    jpeg: tuple[int, int] | None = (60, 95)
     layers: tuple[float, ...] = (0.7, 1.5, 3.0, 6.0, 12.0, 24.0)
 
 
@@ -99,16 +112,23 @@ class RainGenerator:
             return self._add_real_layer(clean, random), clean
         config = self.config
         height, width = clean.shape[:2]
-        ranges = config.rate, config.focal_length, config.exposure_time, config.strength, config.exposure, config.drops
-        rate, focal, shutter, strength, gain, drops = (_log_uniform(random, *bounds) for bounds in ranges)
-        slant = np.deg2rad(np.clip(random.normal(0, config.slant), -60, 60))
-        focus = random.uniform(3, 50)
-        scene = to_linear(clean) * np.float32(gain)
+        sky = _Sky(
+            rate=_log_uniform(random, *config.rate),
+            slant=np.deg2rad(np.clip(random.normal(0, config.slant), -60, 60)),
+            turbulence=np.deg2rad(_log_uniform(random, *config.turbulence)),
+            drops=_log_uniform(random, *config.drops),
+        )
+        camera = _Camera(
+            focal_length=_log_uniform(random, *config.focal_length),
+            exposure_time=_log_uniform(random, *config.exposure_time),
+            aperture=_log_uniform(random, *config.aperture),
+            focus=random.uniform(3, 50),
+        )
+        strength = _log_uniform(random, *config.strength)
+        scene = to_linear(clean) * np.float32(_log_uniform(random, *config.exposure))
 
-        shells = [
-            _draw_layer((height, width), near, far, rate, focal, shutter, slant, focus, drops, random)
-            for near, far in zip(config.layers, config.layers[1:])
-        ]
+        neighbours = zip(config.layers, config.layers[1:])
+        shells = [_draw_layer((height, width), span, sky, camera, random) for span in neighbours]
         covered = sum(float(layer.mean()) for layer, _ in shells)
         strength = min(strength, _log_uniform(random, *config.coverage) / max(covered, 1e-6))
         seen_through = np.ones((height, width), np.float32)
@@ -126,7 +146,14 @@ class RainGenerator:
         rainy = rainy * (1 - opacity[..., None]) + light * opacity[..., None]
         sharpening = random.uniform(0, config.sharpening) if random.integers(2) else 0.0
         radius = random.uniform(0.5, 1.5)
-        return _sharpened(to_srgb(rainy), sharpening, radius), _sharpened(to_srgb(scene), sharpening, radius)
+        quality = None
+        if config.jpeg is not None and random.integers(2):
+            quality = int(random.integers(config.jpeg[0], config.jpeg[1] + 1))
+
+        def developed(light: Plane) -> Pixels:
+            return _compressed(_sharpened(to_srgb(light), sharpening, radius), quality)
+
+        return developed(rainy), developed(scene)
 
     def _add_real_layer(self, clean: Pixels, random: np.random.Generator) -> Pixels:
         height, width = clean.shape[:2]
@@ -170,47 +197,70 @@ def _sharpened(pixels: Pixels, amount: float, radius: float) -> Pixels:
     return sharper
 
 
+def _compressed(pixels: Pixels, quality: int | None) -> Pixels:
+    """As JPEG of a quality gives it back; as it is, if none is given."""
+    if quality is None:
+        return pixels
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+@dataclass(frozen=True)
+class _Sky:
+    """The rain of one picture; angles in radians, what they are: see `RainConfig`."""
+
+    rate: float
+    slant: float
+    turbulence: float
+    drops: float
+
+
+@dataclass(frozen=True)
+class _Camera:
+    """What one picture is taken with; `focus` in metres, the rest: see `RainConfig`."""
+
+    focal_length: float
+    exposure_time: float
+    aperture: float
+    focus: float
+
+
 def _draw_layer(
-    size: tuple[int, int],
-    near: float,
-    far: float,
-    rate: float,
-    focal: float,
-    shutter: float,
-    slant: float,
-    focus: float,
-    drops: float,
-    random: np.random.Generator,
+    size: tuple[int, int], span: tuple[float, float], sky: _Sky, camera: _Camera, random: np.random.Generator
 ) -> tuple[Plane, float]:
     """Opacity of the streaks between two distances, (H, W), and the mean opacity of those too many to be drawn."""
+    near, far = span
     distance = np.sqrt(near * far)
-    pixels_per_metre = focal / distance
-    steepness = 4.1 * rate**-0.21
+    pixels_per_metre = camera.focal_length / distance
+    steepness = 4.1 * sky.rate**-0.21
     visible = np.exp(-steepness * SMALLEST_DROP) / steepness
     # a drop large enough to fall at 8 m/s stands for the layer's streaks
-    length = float(np.clip(8.0 * shutter * pixels_per_metre, 1, LONGEST_STREAK))
-    margin = int(np.ceil(length / 2)) + 2
+    mean_length = 8.0 * camera.exposure_time * pixels_per_metre
+    margin = int(np.ceil(min(1.5 * mean_length, LONGEST_STREAK) / 2)) + 2
     height, width = (side + 2 * margin for side in size)
     volume = (height / pixels_per_metre) * (width / pixels_per_metre) * (far - near)
     expected = DROPS_PER_CUBIC_METRE * visible * volume
     # drops fall through the picture during the exposure: those that were above it at its start count too
-    most = drops * height * width
+    most = sky.drops * height * width
     count = int(random.poisson(min(expected, most)))
     diameters = np.minimum(SMALLEST_DROP + random.exponential(1 / steepness, count), LARGEST_DROP)
     speeds = 9.65 - 10.3 * np.exp(-0.6 * diameters)
     widths = diameters / 1000 * pixels_per_metre
-    opacities = np.minimum(1, diameters / 1000 / (speeds * shutter)) * np.minimum(1, widths)
-    blur = 0.004 * focal * abs(1 / distance - 1 / focus)  # a lens with an aperture of 4 mm
+    opacities = np.minimum(1, diameters / 1000 / (speeds * camera.exposure_time)) * np.minimum(1, widths)
+    blur = camera.aperture / 1000 * camera.focal_length * abs(1 / distance - 1 / camera.focus)
     sigma = float(np.sqrt((0.5 * np.median(widths) if count else 0.0) ** 2 / 3 + blur**2 + 0.45**2))
-    opacities = opacities * (0.45 / sigma)  # what is spread wider is fainter
+    opacities = (opacities * (0.45 / sigma)).astype(np.float32)  # what is spread wider is fainter
 
-    canvas = np.zeros(height * width, np.float32)
     places = random.integers(height * width, size=count)
-    np.add.at(canvas, places, opacities.astype(np.float32))
-    angle = slant + random.normal(0, 0.03)
-    streak = _streak(length, angle, sigma)
-    drawn = cv2.filter2D(canvas.reshape(height, width), cv2.CV_32F, streak, borderType=cv2.BORDER_CONSTANT)
-    layer: Plane = drawn[margin:-margin, margin:-margin].astype(np.float32)
+    layer: Plane = np.zeros(size, np.float32)
+    for gust in range(GUSTS):
+        canvas = np.zeros(height * width, np.float32)
+        np.add.at(canvas, places[gust::GUSTS], opacities[gust::GUSTS])
+        length = float(np.clip(mean_length * random.uniform(0.5, 1.5), 1, LONGEST_STREAK))
+        streak = _streak(length, sky.slant + random.normal(0, sky.turbulence), sigma)
+        drawn = cv2.filter2D(canvas.reshape(height, width), cv2.CV_32F, streak, borderType=cv2.BORDER_CONSTANT)
+        layer += drawn[margin:-margin, margin:-margin]
     unseen = max(0.0, expected - most) / most * float(opacities.mean()) if count else 0.0
     return layer, float(unseen)
 
