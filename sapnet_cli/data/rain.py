@@ -106,7 +106,7 @@ class RainGenerator:
             random: decides everything.
 
         Returns:
-            The rainy picture and its ground truth, which is `clean` at the camera's exposure and sharpening.
+            The rainy picture and its ground truth: `clean` at the camera's exposure, sharpening and JPEG quality.
         """
         if self.real_layers and random.random() < 0.5:
             return self._add_real_layer(clean, random), clean
