@@ -260,7 +260,7 @@ def _draw_layer(
         length = float(np.clip(mean_length * random.uniform(0.5, 1.5), 1, LONGEST_STREAK))
         streak = _streak(length, sky.slant + random.normal(0, sky.turbulence), sigma)
         drawn = cv2.filter2D(canvas.reshape(height, width), cv2.CV_32F, streak, borderType=cv2.BORDER_CONSTANT)
-        layer += drawn[margin:-margin, margin:-margin]
+        layer += drawn[margin:-margin, margin:-margin].astype(np.float32)
     unseen = max(0.0, expected - most) / most * float(opacities.mean()) if count else 0.0
     return layer, float(unseen)
 

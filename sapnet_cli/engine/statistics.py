@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, cycle
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sapnet_cli.engine.tiles import Tile, TilePlan
@@ -64,7 +66,7 @@ class MeasuringPool:
         return [total / self._area for total in self._sums]
 
 
-def representative(image: np.ndarray, plan: TilePlan, count: int) -> list[Tile]:
+def representative(image: NDArray[Any], plan: TilePlan, count: int) -> list[Tile]:
     """So many of the tiles of an image (H, W, 3), from the smoothest to the most textured, at even distances."""
 
     def texture(tile: Tile) -> float:
