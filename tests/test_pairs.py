@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import random_pixels
+from numpy.typing import NDArray
 from PIL import Image
 
 from sapnet_cli.data.crops import Augmentation, BatchRequest, CropLoader, CropSampler, CropSource
@@ -289,6 +290,12 @@ def test_half_the_drawn_pictures_are_compressed_with_their_truth() -> None:
     assert 3 < compressed < 13
 
 
+def rain_on_grey(config: RainConfig) -> list[NDArray[np.float64]]:
+    """The green of eight rains on an even dark grey, (96, 96) each."""
+    generator, grey = RainGenerator(config), np.full((96, 96, 3), 40, np.uint8)
+    return [generator.draw(grey, np.random.default_rng(seed))[0][..., 1].astype(float) for seed in range(8)]
+
+
 def test_gusts_turn_streaks_against_each_other() -> None:
     def scatter(turbulence: float) -> float:
         """How much brightness changes from pixel to pixel along the mean fall, for each change across it."""
@@ -296,12 +303,8 @@ def test_gusts_turn_streaks_against_each_other() -> None:
             exposure_time=(1 / 100, 1 / 100), focal_length=(1500.0, 1500.0), slant=0.0, veil=0.0, sharpening=0.0,
             jpeg=None, turbulence=(turbulence, turbulence),
         )  # fmt: skip
-        shares = []
-        for seed in range(8):
-            rainy, _ = RainGenerator(config).draw(np.full((96, 96, 3), 40, np.uint8), np.random.default_rng(seed))
-            plane = rainy[..., 1].astype(float)
-            shares.append(np.abs(np.diff(plane, axis=0)).mean() / np.abs(np.diff(plane, axis=1)).mean())
-        return float(np.mean(shares))
+        planes = rain_on_grey(config)
+        return float(np.mean([np.abs(np.diff(p, axis=0)).mean() / np.abs(np.diff(p, axis=1)).mean() for p in planes]))
 
     assert scatter(20.0) > 1.3 * scatter(0.1)
 
@@ -309,11 +312,7 @@ def test_gusts_turn_streaks_against_each_other() -> None:
 def test_a_wide_aperture_softens_near_streaks() -> None:
     def steepness(millimetres: float) -> float:
         config = RainConfig(aperture=(millimetres, millimetres), focal_length=(1500.0, 1500.0), veil=0.0, jpeg=None)
-        rainy = [
-            RainGenerator(config).draw(np.full((96, 96, 3), 40, np.uint8), np.random.default_rng(seed))[0][..., 1]
-            for seed in range(8)
-        ]
-        return float(np.mean([np.abs(np.diff(plane.astype(float), axis=1)).mean() / plane.std() for plane in rainy]))
+        return float(np.mean([np.abs(np.diff(p, axis=1)).mean() / p.std() for p in rain_on_grey(config)]))
 
     assert steepness(0.5) > 1.3 * steepness(10.0)
 
@@ -322,9 +321,8 @@ def test_streaks_are_long_when_the_shutter_is_slow() -> None:
     def elongation(seconds: float) -> float:
         config = RainConfig(exposure_time=(seconds, seconds), slant=0.0, veil=0.0, focal_length=(800.0, 800.0))
         correlations = []
-        for seed in range(8):
-            rainy, _ = RainGenerator(config).draw(np.full((96, 96, 3), 40, np.uint8), np.random.default_rng(seed))
-            plane = rainy[..., 1].astype(float) - rainy[..., 1].mean()
+        for plane in rain_on_grey(config):
+            plane -= plane.mean()
             correlations.append((plane[12:] * plane[:-12]).mean() / max(plane.var(), 1e-9))
         return float(np.mean(correlations))
 
