@@ -11,15 +11,17 @@ import pytest
 import torch
 from conftest import random_pixels
 from safetensors.torch import save_file
+from skimage.metrics import peak_signal_noise_ratio as reference_psnr
 from skimage.metrics import structural_similarity as reference_ssim
 from torch import Tensor
 from torchvision.models import vgg16
 
 from sapnet_cli.errors import CheckpointError
+from sapnet_cli.losses import fidelity
+from sapnet_cli.losses.fidelity import HIGHEST_PSNR, ssim
 from sapnet_cli.losses.joint import JointLoss, LossWeights
 from sapnet_cli.losses.perceptual import LPIPSHeads, VGGFeatures, perceptual_contrastive_loss
 from sapnet_cli.losses.segmentation import SegmentationNetwork, background_segmentation_loss
-from sapnet_cli.losses.ssim import ssim
 from sapnet_cli.metrics.fidelity import luma, psnr, structural_similarity
 
 
@@ -47,6 +49,15 @@ def test_ssim_agrees_with_scikit_image() -> None:
     assert float(ssim(*tensors)) == pytest.approx(expected, abs=1e-6)
     assert float(ssim(*(tensor.float() for tensor in tensors))) == pytest.approx(expected, abs=1e-4)
     assert float(ssim(tensors[0], tensors[0])) == pytest.approx(1)
+
+
+def test_psnr_is_the_mean_over_pictures_and_levels_off() -> None:
+    first, second = images(0), images(2)
+    second[1] = first[1] + 0.1 * (second[1] - first[1])
+    each = [reference_psnr(a.numpy(), b.numpy(), data_range=1) for a, b in zip(first, second)]
+    assert each[1] - each[0] == pytest.approx(20, abs=5)
+    assert float(fidelity.psnr(first, second)) == pytest.approx(np.mean(each), abs=0.01)
+    assert float(fidelity.psnr(first, first)) == pytest.approx(HIGHEST_PSNR)
 
 
 def test_scores_agree_with_scikit_image() -> None:
@@ -139,6 +150,7 @@ def test_networks_for_pixels_up_to_255_are_known_by_their_statistics(backbones: 
 ONLY = {
     "ssim": LossWeights(),
     "l1": LossWeights(ssim=0, l1=1),
+    "psnr": LossWeights(ssim=0, psnr=1),
     "pcl": LossWeights(ssim=0, pcl=1),
     "lpips": LossWeights(ssim=0, lpips=1),
     "ubs": LossWeights(ssim=0, ubs=1),
@@ -164,19 +176,19 @@ def test_every_term_has_a_gradient(term: str, features: VGGFeatures, segmentatio
 def test_terms_are_weighted_and_segmentation_joins_late(
     features: VGGFeatures, segmentation: SegmentationNetwork
 ) -> None:
-    weights = LossWeights(ssim=1, l1=2, pcl=0.4, lpips=3, ubs=0.1, stages=0.5, ubs_from=0.5)
+    weights = LossWeights(ssim=1, l1=2, psnr=0.01, pcl=0.4, lpips=3, ubs=0.1, stages=0.5, ubs_from=0.5)
     loss = JointLoss(weights, features, segmentation)
     outputs = [images(0), images(2)]
     early, before = loss(outputs, images(4), images(6), 0.49)
     late, after = loss(outputs, images(4), images(6), 0.5)
     assert "ubs" not in before
-    names = ("ssim", "l1", "pcl", "lpips", "ubs", "stages")
+    names = ("ssim", "l1", "psnr", "pcl", "lpips", "ubs", "stages")
     assert float(late) == pytest.approx(sum(getattr(weights, name) * float(after[name]) for name in names), rel=1e-5)
     assert float(late - early) == pytest.approx(0.1 * float(after["ubs"]), abs=1e-5)
 
 
 def test_equal_pictures_are_perfect(features: VGGFeatures) -> None:
-    loss = JointLoss(LossWeights(ssim=1, l1=1, pcl=1, lpips=1), features)
+    loss = JointLoss(LossWeights(ssim=1, l1=1, psnr=1, pcl=1, lpips=1), features)
     clean = images(0).requires_grad_()
     total, _ = loss([clean], images(2), clean.detach(), 0.0)
     assert float(total.detach()) == pytest.approx(0, abs=1e-5)

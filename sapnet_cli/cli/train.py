@@ -155,6 +155,9 @@ def train(
     ] = None,
     ssim: Annotated[float | None, typer.Option(help="Negative SSIM.", rich_help_panel=LOSSES)] = None,
     l1: Annotated[float | None, typer.Option(help="Mean absolute error.", rich_help_panel=LOSSES)] = None,
+    psnr: Annotated[
+        float | None, typer.Option(help="Negative PSNR of each crop, in dB.", rich_help_panel=LOSSES)
+    ] = None,
     pcl: Annotated[float | None, typer.Option(help="Perceptual contrast, VGG-16.", rich_help_panel=LOSSES)] = None,
     lpips: Annotated[float | None, typer.Option(help="LPIPS, VGG-16.", rich_help_panel=LOSSES)] = None,
     ubs: Annotated[
@@ -303,7 +306,9 @@ def train(
                 patch=patch_size,
                 batch=batch_size,
                 phases=(Phase(1.0),) if progressive is False else None,
-                losses=_given(ssim=ssim, l1=l1, pcl=pcl, lpips=lpips, ubs=ubs, ubs_from=ubs_from, stages=stage_loss),
+                losses=_given(
+                    ssim=ssim, l1=l1, psnr=psnr, pcl=pcl, lpips=lpips, ubs=ubs, ubs_from=ubs_from, stages=stage_loss
+                ),
                 augmentation=_given(flip=flip, turn=turn, recombine=recombine, mix=mix, faint=faint, fine=fine),
                 optimizer=optimizer.value if optimizer else None,
                 learning_rate=learning_rate,
@@ -455,7 +460,9 @@ class _Reporter:
             out.info(f"step {report.iteration}: validation {metrics['psnr']:.2f} dB{ssim} (rainy input {rainy:.2f} dB)")
             return
         terms = ", ".join(
-            f"{name} {metrics[name]:.4f}" for name in ("ssim", "l1", "stages", "pcl", "lpips", "ubs") if name in metrics
+            f"{name} {metrics[name]:.4f}"
+            for name in ("ssim", "l1", "psnr", "stages", "pcl", "lpips", "ubs")
+            if name in metrics
         )
         self._status = status = f"step {report.iteration}, {terms}, {metrics['images_per_second']:.1f} images/s"
         if not out.shows_bar and time.monotonic() - self._spoke > LINES_EVERY:
@@ -504,7 +511,7 @@ def _benchmark(changes: Changes, device: str, compiled: bool | None, out: Output
     features = (lambda: build_features(plan)) if losses.pcl or losses.lpips else None
     segmentation = (lambda: build_segmentation(plan)) if losses.ubs else None
     timing = time_steps(config, build_loss(plan), processes, compiled, segmentation, features)
-    on = ", ".join(name for name in ("ssim", "l1", "pcl", "lpips", "ubs") if getattr(losses, name))
+    on = ", ".join(name for name in ("ssim", "l1", "psnr", "pcl", "lpips", "ubs") if getattr(losses, name))
     how = f"{timing.precision}{', compiled' if compiled else ''}"
     ours, authors = config.batch / timing.ours, config.batch / timing.authors
     out.json({"ours": ours, "authors": authors, "ratio": ours / authors, "precision": timing.precision, "losses": on})

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sapnet_cli.losses.fidelity import HIGHEST_PSNR, psnr, ssim
 from sapnet_cli.losses.perceptual import LPIPSHeads, VGGFeatures, perceptual_contrastive_loss
 from sapnet_cli.losses.segmentation import SegmentationNetwork, background_segmentation_loss
-from sapnet_cli.losses.ssim import ssim
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class LossWeights:
     Attributes:
         ssim: negative SSIM of the last unit's image (shifted by one, so that 0 is perfect).
         l1: mean absolute error of the last unit's image.
+        psnr: negative PSNR of the last unit's image, in dB (shifted by `HIGHEST_PSNR`).
         pcl: perceptual contrastive loss.
         lpips: learned perceptual similarity.
         ubs: unsupervised background segmentation.
@@ -30,6 +31,7 @@ class LossWeights:
 
     ssim: float = 1.0
     l1: float = 0.0
+    psnr: float = 0.0
     pcl: float = 0.0
     lpips: float = 0.0
     ubs: float = 0.0
@@ -82,6 +84,8 @@ class JointLoss(nn.Module):
         terms: dict[str, tuple[float, Tensor]] = {"l1": (weights.l1, error)}
         if weights.ssim:
             terms["ssim"] = (weights.ssim, 1 - ssim(last, clean))
+        if weights.psnr:
+            terms["psnr"] = (weights.psnr, HIGHEST_PSNR - psnr(last, clean))
         if weights.stages and earlier:
             errors = torch.stack([(image - clean).abs().mean() for image in earlier])
             terms["stages"] = (weights.stages, errors.mean())

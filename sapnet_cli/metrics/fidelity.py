@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sapnet_cli.losses.ssim import ssim
+from sapnet_cli.losses.fidelity import ssim
 
 ScoreProtocol = Literal["prenet", "restormer"]
 """`prenet`: Y in double, SSIM after shrinking large pictures. `restormer`, also MPRNet's: Y rounded, SSIM as it is."""

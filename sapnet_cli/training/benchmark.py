@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sapnet_cli.engine.hardware import synchronize
+from sapnet_cli.losses.fidelity import ssim
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.losses.perceptual import VGGFeatures, perceptual_contrastive_loss
 from sapnet_cli.losses.segmentation import SegmentationNetwork, background_segmentation_loss
-from sapnet_cli.losses.ssim import ssim
 from sapnet_cli.model.sapnet import ChannelResidualAttention, global_average_pool
 from sapnet_cli.training.config import TrainingConfig
 from sapnet_cli.training.learner import Learner
