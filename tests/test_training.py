@@ -319,6 +319,13 @@ def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(pairs: Path, tmp_
     assert "8 pairs" in begun.stderr
 
 
+def test_a_run_without_validations_names_no_best(pairs: Path, tmp_path: Path) -> None:
+    options = [*small_run(pairs, tmp_path / "run", tmp_path / "start.safetensors", 2), "--psnr", 0.01]
+    assert "validation: " in run(command(*options)).stderr.splitlines()[-1]
+    options[options.index("-o") + 1] = tmp_path / "unvalidated"
+    assert run(command(*options, "--validations", 0)).stderr.splitlines()[-1].endswith("final.safetensors")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_saves_and_says_so(number: int, code: int, pairs: Path, tmp_path: Path) -> None:

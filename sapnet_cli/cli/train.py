@@ -411,7 +411,7 @@ def _train(
 
             finished = trainer.run(reporter, goes_on)
         if finished:
-            best = f", best at validation: {trainer.best:.2f} dB in best.safetensors" if data.validation else ""
+            best = f", best at validation: {trainer.best:.2f} dB in best.safetensors" if trainer.scores else ""
             out.info(f"done: {output}/final.safetensors{best}")
         else:
             where = f"step {trainer.iteration} is saved in {output}, go on with --resume"

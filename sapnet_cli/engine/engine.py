@@ -50,7 +50,7 @@ SMALLEST_TILE, LARGEST_TILE = 192, 2048
 SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 256), 8
 """The sample that shared statistics begin with: windows at least, their sides in pixels, and the context in them."""
 
-MEASURED_UNITS = (1, 3)
+MEASURED_UNITS = (1, 4)
 """Units that the whole image passes through for its statistics, in passes that follow one another; what the sample
 lacks in the last of them, it lacks in later ones."""
 
