@@ -11,7 +11,7 @@ from conftest import random_pixels
 from numpy.typing import NDArray
 from PIL import Image
 
-from sapnet_cli.data.crops import Augmentation, BatchRequest, CropLoader, CropSampler, CropSource
+from sapnet_cli.data.crops import Augmentation, BatchRequest, CropLoader, CropSampler, CropSource, rain_layer
 from sapnet_cli.data.pairs import find_pairs
 from sapnet_cli.data.pictures import CheckedPair, PictureCache, check_pairs, read_pair, split_scenes
 from sapnet_cli.data.rain import RainConfig, RainGenerator
@@ -206,6 +206,34 @@ def test_augmentation_changes_the_rain(change: str, tmp_path: Path) -> None:
         "fine": 0.5 * plain < changed < 1.5 * plain,
     }[change]
     assert changed != plain
+
+
+def test_rain_that_was_cut_at_white_is_lifted_off_whole() -> None:
+    clean = np.full((40, 40, 3), (60, 120, 180), np.uint8)
+    clean[:, 20:] = (150, 200, 250)
+    clean[25:32, 22:36] = 253  # a white roof
+    rain = np.zeros((40, 40, 1))
+    rain[:, 3::6] = 100
+    rainy = np.minimum(255, clean + rain).astype(np.uint8)
+    layer = rain_layer(rainy, clean)
+    roof = (rainy == 255).all(axis=2)
+    assert np.array_equal(layer[~roof], np.broadcast_to(rain, rainy.shape)[~roof])
+    assert layer[roof].mean() > 10  # the difference there is 2, the rain 100
+    assert not rain_layer(clean, clean).any()
+    white = np.full((8, 8, 3), 255, np.uint8)
+    assert not rain_layer(white, white).any()
+
+
+def test_rain_is_not_lifted_off_white_skies(tmp_path: Path) -> None:
+    clean = np.full((32, 256, 3), 255, np.uint8)
+    clean[:, 128:] = 50
+    rainy = np.minimum(255, clean + 100.0).astype(np.uint8)
+    save(tmp_path / "rain-1.png", rainy)
+    save(tmp_path / "norain-1.png", clean)
+    crops, clean = sampler(tmp_path, Augmentation(recombine=1.0)).batch(BatchRequest(0, 0, 32, 16))
+    dark = clean.max(axis=(1, 2, 3)) == 50
+    assert 8 < dark.sum() < 24
+    assert np.median(crops[dark]) == 150
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from sapnet_cli.data.pairs import Pair
 from sapnet_cli.data.pictures import CheckedPair, PictureCache, Pixels
@@ -15,6 +16,14 @@ from sapnet_cli.data.rain import RainGenerator
 
 LARGER_CROPS = (1.5, 2.0)
 """Scales that `Augmentation.fine` shrinks crops by."""
+
+WHITE = 255
+
+LAYER_TRIES, MOST_WHITE = 5, 0.15
+"""How often to look for a crop to lift rain off, and the share of white pixels that it should be below."""
+
+INPAINTING_RADIUS = 3
+"""In pixels, about the width of a streak."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,9 @@ class CropSampler:
         recombined, mixed, faint = (random.random() < chance for chance in (change.recombine, change.mix, change.faint))
         if not (recombined or mixed or faint):
             return rainy, clean
-        layer = _layer(rainy, clean)
+        layer = rain_layer(rainy, clean)
         if recombined and source.rain is None:
-            layer = _layer(*self._cut(source, patch, random))
+            layer = rain_layer(*self._cut_uncovered(source, patch, random))
         if faint:
             layer = layer * np.float32(random.random())
         if mixed:
@@ -116,7 +125,7 @@ class CropSampler:
             crops = self._cut(other, patch, random)
             if other.rain is not None:
                 crops = other.rain.draw(crops[1], random)
-            layer = layer + np.float32(random.random()) * _layer(*crops)
+            layer = layer + np.float32(random.random()) * rain_layer(*crops)
         return np.clip(np.rint(clean + layer), 0, 255).astype(np.uint8), clean
 
     def _source(self, random: np.random.Generator) -> CropSource:
@@ -135,6 +144,14 @@ class CropSampler:
         rainy, clean = (
             _square(picture[top : top + side, left : left + side], side, patch, turns, mirrored) for picture in pictures
         )
+        return rainy, clean
+
+    def _cut_uncovered(self, source: CropSource, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
+        """As `_cut`, not of white skies, which hide the rain before them; the last of a few tries is taken anyway."""
+        for _ in range(LAYER_TRIES):
+            rainy, clean = self._cut(source, patch, random)
+            if (rainy == WHITE).all(axis=2).mean() < MOST_WHITE:
+                break
         return rainy, clean
 
     def _view(self, random: np.random.Generator) -> tuple[int, bool]:
@@ -175,8 +192,25 @@ class CropLoader:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _layer(rainy: Pixels, clean: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return rainy.astype(np.float32) - clean
+def rain_layer(rainy: Pixels, clean: Pixels) -> NDArray[np.float32]:
+    """What rain added to a picture: (H, W, 3), in 255ths, to be added to another one.
+
+    The sum was cut at white, so the difference of the two is too small wherever the photo was bright, and shows its
+    outlines. Rain is grey: a channel that was cut has the value of one that was not; where all three were, that of the
+    pixels around, or the difference if that is larger.
+
+    Args:
+        rainy: (H, W, 3).
+        clean: its ground truth, the same shape.
+    """
+    layer = rainy.astype(np.float32) - clean
+    cut = rainy == WHITE
+    if not cut.any():
+        return layer
+    brightest = np.clip(layer.max(axis=2), 0, WHITE).astype(np.uint8)
+    unknown = cut.all(axis=2).astype(np.uint8)
+    around = cv2.inpaint(brightest, unknown, INPAINTING_RADIUS, cv2.INPAINT_TELEA)
+    return np.where(cut, np.maximum(brightest, around)[:, :, None], layer).astype(np.float32)
 
 
 def _square(part: Pixels, side: int, patch: int, turns: int, mirrored: bool) -> Pixels:
