@@ -95,3 +95,30 @@ def test_gradient_reaches_every_parameter() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("size", [(2, 3), (20, 27)])
+def test_gradients_are_those_of_the_equations(size: tuple[int, int]) -> None:
+    config = SAPNetConfig(stages=2, channels=8, dilations=(1, 16), reduction=2)
+    model, rainy = random_model(**vars(config)), torch.rand(2, 3, *size)
+    model.requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    found, expected = (
+        torch.autograd.grad(sum(image.square().mean() for image in images), list(parameters.values()))
+        for images in (model.stage_images(rainy), plain_forward(parameters, rainy, config))
+    )
+    for name, one, other in zip(parameters, found, expected):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_compiled_step_has_the_same_gradients() -> None:
+    """What `torch.compile` makes of the convolutions' own gradient: traced, not run through a compiler."""
+    model, rainy = random_model(stages=2, channels=4, dilations=(2,), reduction=2), torch.rand(1, 3, 12, 12)
+    model.requires_grad_(True)
+    parameters = list(model.parameters())
+    compiled = torch.compile(model.stage_images, backend="aot_eager", dynamic=False)
+    found, expected = (
+        torch.autograd.grad(images(rainy)[-1].square().mean(), parameters) for images in (compiled, model.stage_images)
+    )
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from sapnet_cli.model.convolution import Convolution, convolve
+
 State: TypeAlias = tuple[Tensor, Tensor]
 """Hidden and cell state of the ConvLSTM, (B, C, H, W) each."""
 
@@ -94,8 +96,8 @@ class DilatedResidualBlock(nn.Module):
     def __init__(self, config: SAPNetConfig, dilation: int) -> None:
         super().__init__()
         width = config.channels
-        self.conv1 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.conv1 = Convolution(width, width, dilation)
+        self.conv2 = Convolution(width, width, dilation)
         self.attention1 = ChannelResidualAttention(width, config.reduction) if config.attention else None
         self.attention2 = ChannelResidualAttention(width, config.reduction) if config.attention else None
 
@@ -117,10 +119,10 @@ class SAPNet(nn.Module):
         super().__init__()
         self.config = config
         width = config.channels
-        self.embed = nn.Conv2d(6, width, 3, padding=1)
-        self.gates = nn.Conv2d(2 * width, 4 * width, 3, padding=1)  # input, candidate, output, forget: see `lstm`
+        self.embed = Convolution(6, width)
+        self.gates = Convolution(2 * width, 4 * width)  # input, candidate, output, forget: see `lstm`
         self.blocks = nn.ModuleList(DilatedResidualBlock(config, dilation) for dilation in config.dilations)
-        self.project = nn.Conv2d(width, 3, 3, padding=1)
+        self.project = Convolution(width, 3)
 
     def lstm(self, features: Tensor, state: State | None) -> State:
         """One ConvLSTM step (PReNet, eq. 4), its four gates computed by one convolution.
@@ -137,7 +139,7 @@ class SAPNet(nn.Module):
         width = self.config.channels
         if state is None:
             weight, bias = self.gates.weight[: 3 * width, :width], self.gates.bias
-            gates = functional.conv2d(features, weight, None if bias is None else bias[: 3 * width], padding=1)
+            gates = convolve(features, weight, None if bias is None else bias[: 3 * width])
             gate_in, candidate, gate_out = _split(gates, 3)
             cell = torch.sigmoid(gate_in) * torch.tanh(candidate)
         else:
