@@ -199,6 +199,16 @@ def test_byte_convolution(zero: int) -> None:
 
 
 @needs_bytes
+def test_sums_of_large_bytes_are_not_cut() -> None:
+    weight = torch.ones(8, 32, 3, 3)
+    weight[:, 5] = 2
+    weight[1::2] *= -1
+    features = torch.full((1, 32, 6, 6), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    summed = pack(weight, torch.zeros(8)).convolve(Bytes(features, 1.0), (0, 0), torch.float32)
+    assert torch.allclose(summed, torch.nn.functional.conv2d(features.float(), weight), rtol=0.01)
+
+
+@needs_bytes
 @pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 3), (70, 60)])
 @pytest.mark.parametrize("attention", [True, False])
 def test_int8_in_strips_and_close_to_the_network(
@@ -244,7 +254,7 @@ def test_int8_ranges_grow_past_what_they_cut() -> None:
 def test_fast_precisions_are_close_to_fp32(
     default_model: SAPNet, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "multiplies_bytes", lambda: True)  # without VNNI too, only slower
+    monkeypatch.setattr(hardware, "multiplies_bytes", lambda: True)
     image = mosaic().astype(np.float32) / 255
     exact, fast = (
         Engine(default_model, EngineConfig(device="cpu", precision=each)).derain(image) for each in ("fp32", precision)
@@ -391,7 +401,7 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "multiplies_bytes", lambda: False)
-    with pytest.raises(UsageError, match="VNNI"):
+    with pytest.raises(UsageError, match="AVX2"):
         Engine(random_model(), EngineConfig(device="cpu", precision="int8"))
     with pytest.raises(UsageError, match="does not train"):
         choose_training_precision("int8", choose_device("cpu"))

@@ -88,7 +88,7 @@ def split_devices(names: str) -> list[str]:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
-    Each pays only where the hardware computes in it: int8 on CPUs with VNNI, bf16 on CPUs with AVX512-BF16 or AMX, fp16
+    Each pays only where the hardware computes in it: int8 on CPUs with AVX2, bf16 on CPUs with AVX512-BF16 or AMX, fp16
     (whose mantissa is longer) on GPUs with tensor cores. Elsewhere it is slower than fp32, which auto then takes.
 
     Raises:
@@ -98,7 +98,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         if name not in PRECISIONS:
             raise UsageError(f"precision {name!r} is not one of auto, {', '.join(PRECISIONS)}")
         if name == "int8" and not (device.type == "cpu" and multiplies_bytes()):
-            raise UsageError("int8 needs a CPU with VNNI or AMX; use --precision auto")
+            raise UsageError("int8 needs an x86 CPU with AVX2; use --precision auto")
         return PRECISIONS[name]
     if device.type == "cpu":
         return torch.int8 if multiplies_bytes() else fast_float()
@@ -115,7 +115,12 @@ def fast_float() -> torch.dtype:
 
 def multiplies_bytes() -> bool:
     """Whether this CPU has instructions that multiply bytes, and this PyTorch convolutions that use them."""
-    return torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    return torch.cpu._is_avx2_supported() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+
+
+def sums_bytes_exactly() -> bool:
+    """Whether products of bytes are summed in 32 bits (VNNI), not two and two in 16 first, where they may be cut."""
+    return torch.cpu._is_vnni_supported()
 
 
 def free_memory(device: torch.device) -> int:

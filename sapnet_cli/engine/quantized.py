@@ -1,4 +1,6 @@
-"""The fused network with convolutions of 8-bit integers, for CPUs that multiply bytes (VNNI) at twice the rate of bf16.
+"""The fused network with convolutions of 8-bit integers, for CPUs that multiply bytes.
+
+With VNNI they run at twice the rate of those in bf16, with AVX2 alone at nearly twice that of those in fp32.
 
 What a convolution reads are unsigned bytes with one step a plane, kernels are signed bytes with one step an output
 channel, and what it sums is exact (int32) and rounded once. Attention scales output channels, so it goes into their
@@ -28,6 +30,7 @@ from sapnet_cli.engine.fused import (
     parameters,
     residual_blocks,
 )
+from sapnet_cli.engine.hardware import sums_bytes_exactly
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 LEVELS = 255
@@ -101,7 +104,13 @@ class ByteKernel:
 
 def pack(weight: Tensor, bias: Tensor, dilation: int = 1) -> ByteKernel:
     """Rounds a kernel (O, I, 3, 3) to bytes."""
-    steps = (weight.abs().amax(dim=(1, 2, 3)) / 127).clamp_min(1e-12)
+    largest = weight.abs().amax(dim=(1, 2, 3))
+    if not sums_bytes_exactly():
+        # products of neighbouring channels are summed in 16 bits first, which hold 255 times 128
+        even = functional.pad(weight, (0, 0, 0, 0, 0, weight.shape[1] % 2))
+        for part in (even.clamp_min(0), -even.clamp_max(0)):
+            largest = torch.maximum(largest, (part[:, ::2] + part[:, 1::2]).amax(dim=(1, 2, 3)))
+    steps = (largest / 127).clamp_min(1e-12)
     rounded = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
     around = ([1, 1], [dilation, dilation], [dilation, dilation], 1)
     packed = torch.ops.onednn.qconv_prepack(rounded, steps, 1.0, 0, *around, None)
@@ -154,7 +163,7 @@ class QuantizedWeights(FusedWeights):
     def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
         """Takes a network in float32 on a CPU."""
         super().__init__(model, dtype, device)
-        self.convolutions = {
+        self.convolutions: dict[nn.Conv2d, ByteKernel] = {
             convolution: pack(*parameters(convolution), dilation=convolution.dilation[0])
             for block in residual_blocks(model)
             for convolution in (block.conv1, block.conv2)
