@@ -129,7 +129,7 @@ def test_exact_statistics(
 
 
 def in_strips(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
-    monkeypatch.setitem(fused.WHOLE_PIXELS, "cpu", 0)
+    monkeypatch.setitem(fused.WHOLE_BYTES, "cpu", 0)
     monkeypatch.setitem(fused.STRIP_PIXELS, "cpu", pixels)
     monkeypatch.setitem(fused.LSTM_PIXELS, "cpu", pixels // 2)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, representative
+from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, change_colours, colour_change, representative
 from sapnet_cli.engine.tiles import plan_tiles
 
 
@@ -43,3 +44,13 @@ def test_a_sample_has_smooth_and_textured_parts() -> None:
     sample = representative(image, plan, 4)
     assert {tile.columns.start // 64 for tile in sample} == {0, 1, 2, 3}
     assert sorted(map(id, representative(image, plan, 99))) == sorted(map(id, plan.tiles))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_change_of_colours_is_found_and_repeated(channels: int) -> None:
+    """Also of grey pictures, whose channels do not tell themselves apart."""
+    before = torch.rand(2, channels, 9, 7, generator=torch.Generator().manual_seed(0)).expand(2, 3, 9, 7) / 2
+    after = before.flip(1) * 0.1 + before * 0.9 + torch.tensor([0.01, 0.02, 0.03]).view(3, 1, 1)
+    change = colour_change(before, after)
+    torch.testing.assert_close(change_colours(before, change), after, rtol=0, atol=1e-5)
+    assert float(change_colours(before + 1, change).max()) == 1.0

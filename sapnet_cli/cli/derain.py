@@ -167,7 +167,7 @@ def derain(
         TileStatistics,
         typer.Option(
             help="Attention looks at the whole image. Where memory allows, that is computed. Else shared estimates it "
-            "from windows, and exact takes 536 bytes of disk a pixel in fp32, 280 in bf16, 248 in int8.",
+            "from windows, and exact takes 536 bytes of disk a pixel in fp32, 280 in bf16, 248 or 376 in int8.",
             rich_help_panel=NETWORK,
         ),
     ] = TileStatistics.shared,

@@ -18,7 +18,14 @@ from sapnet_cli.engine.fused import FusedForward, FusedWeights, Pool, stored_byt
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision, fast_float, free_memory, give_back_freed_memory
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
-from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, representative
+from sapnet_cli.engine.statistics import (
+    MeasuringPool,
+    ShiftedPool,
+    Statistics,
+    change_colours,
+    colour_change,
+    representative,
+)
 from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
@@ -52,7 +59,7 @@ SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 256), 8
 
 MEASURED_UNITS = (1, 4)
 """Units that the whole image passes through for its statistics, in passes that follow one another; what the sample
-lacks in the last of them, it lacks in later ones."""
+lacks in the last of them, it lacks in later ones, or nearly so."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +275,7 @@ class Engine:
         """Pictures of one size: several, or a small one on a GPU, by the plain network, else each layer by layer."""
         small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
         if self.precision is torch.int8 or (len(images) == 1 and not small):
-            return [pixels for image in images for pixels in self._forward([image], report)]
+            return [self._forward(image, report) for image in images]
         rainy = _to_tensor(images).to(self.device)
 
         def compute(precision: torch.dtype) -> list[Tensor]:
@@ -279,61 +286,95 @@ class Engine:
     @torch.inference_mode()
     def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
         give_back_freed_memory()
-        vectors, begin = None, 0.0
+        result, statistics, pool, begin, end = np.empty_like(image), None, None, 0.0, 1.0
         if self._reference.config.attention:
-            begin = 0.4
-            vectors = self._estimate_vectors(image, plan, batch, room, _part(report, 0, begin))
-        result, report = np.empty_like(image), _part(report, begin, 1)
-        for tiles, part in _groups(plan.tiles, batch, report):
-            derained = self._forward([image[plan.seen(tile)] for tile in tiles], part, vectors)
-            for tile, pixels in zip(tiles, derained):
+            begin, end = 0.4, 0.95
+            sample = self._sample(image, room)
+            statistics = self._estimate(image, plan, batch, sample, _part(report, 0, begin))
+            pool = statistics.measured
+        for tiles, part in _groups(plan.tiles, batch, _part(report, begin, end)):
+
+            def compute(
+                precision: torch.dtype, tiles: Sequence[Tile] = tiles, part: Report = part, pool: Pool | None = pool
+            ) -> list[Tensor]:
+                return [self._through(precision, image, plan, tiles, pool, self.stages, part)]
+
+            for tile, pixels in zip(tiles, _to_pixels(self._finite(compute)[0].clamp_(0, 1), image.dtype)):
                 result[tile.core] = pixels[tile.core_in_window]
+        if statistics is not None:
+            change = self._change(image, sample, statistics, _part(report, end, 1))
+            for tile in plan.tiles if bool(torch.isfinite(change).all()) else ():
+                result[tile.core] = _to_pixels(
+                    change_colours(to_float(_to_tensor([result[tile.core]])).permute(0, 3, 1, 2), change), image.dtype
+                )[0]
         give_back_freed_memory()  # a file is yet to be encoded
         return result
 
-    def _estimate_vectors(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> list[Tensor]:
-        """Attention's pooled vectors for the whole image, from a sample of at most `room` pixels and its first units.
+    def _sample(self, image: Pixels, room: int) -> tuple[TilePlan, list[Tile]]:
+        """Windows of at most `room` pixels together that stand for a picture."""
+        side = min(max(math.isqrt(room // SAMPLE_WINDOWS), SAMPLE_SIDES[0]), SAMPLE_SIDES[1])
+        height, width = image.shape[:2]
+        plan = plan_tiles(height, width, side, SAMPLE_MARGIN)
+        return plan, representative(image, plan, max(1, room // math.prod(plan.window)))
+
+    def _estimate(
+        self, image: Pixels, plan: TilePlan, batch: int, sample: tuple[TilePlan, list[Tile]], report: Report
+    ) -> Statistics:
+        """Attention's pooled vectors for the whole image, from a sample of it and its first units.
 
         The precision is that of the result: half precision has a bias of its own.
         """
-        side = min(max(math.isqrt(room // SAMPLE_WINDOWS), SAMPLE_SIDES[0]), SAMPLE_SIDES[1])
-        height, width = image.shape[:2]
-        small = plan_tiles(height, width, side, SAMPLE_MARGIN)
-        sample = representative(image, small, max(1, room // math.prod(small.window)))
         passes = sorted({min(units, self.stages) for units in MEASURED_UNITS})
+        pools: list[ShiftedPool] = []
 
         def compute(precision: torch.dtype) -> list[Tensor]:
-            def through(
-                plan: TilePlan, tiles: Sequence[Tile], pool: Pool, units: int, report: Report | None = None
-            ) -> None:
-                rainy = _to_tensor([image[plan.seen(tile)] for tile in tiles])
-                cores = [tile.core_in_window for tile in tiles]
-                self._fused_forward(precision, rainy, cores=cores, pool=pool).run(units, report)
-
             pool, done = ShiftedPool(), 0
             for units in passes:
-                through(small, sample, pool, units)
+                self._through(precision, image, *sample, pool, units)
                 measured = MeasuringPool(pool.vectors)
                 part = _part(report, 0.8 * done / sum(passes), 0.8 * (done + units) / sum(passes))
                 for tiles, each in _groups(plan.tiles, batch, part):
-                    through(plan, tiles, measured, units, each)
+                    self._through(precision, image, plan, tiles, measured, units, each)
                 shifts = [whole - own for whole, own in zip(measured.means, pool.means)]
                 pool, done = ShiftedPool(shifts, period=len(shifts) // units), done + units
-            through(small, sample, pool, self.stages, _part(report, 0.8, 1))
-            return pool.vectors
+            derained = self._through(precision, image, *sample, pool, self.stages, _part(report, 0.8, 1))
+            pools.append(pool)
+            return [derained, *pool.vectors]
 
-        return self._finite(compute)
+        derained, *vectors = self._finite(compute)
+        return Statistics(MeasuringPool(vectors), pools[-1].means, derained)
 
-    def _forward(
-        self, images: Sequence[Pixels], report: Report, vectors: Sequence[Tensor] | None = None
-    ) -> list[Pixels]:
-        """One picture by its own statistics, or several windows of one size by given ones."""
-        rainy = _to_tensor(images)
+    def _change(
+        self, image: Pixels, sample: tuple[TilePlan, list[Tile]], statistics: Statistics, report: Report
+    ) -> Tensor:
+        """How colours would have changed with the vectors that the last pass asks for: see `colour_change`."""
+        shifts = [whole - own for whole, own in zip(statistics.measured.means, statistics.means)]
+        derained = self._through(self.precision, image, *sample, ShiftedPool(shifts), self.stages, report)
+        return colour_change(statistics.derained, derained)
+
+    def _through(
+        self,
+        precision: torch.dtype,
+        image: Pixels,
+        plan: TilePlan,
+        tiles: Sequence[Tile],
+        pool: Pool | None,
+        units: int,
+        report: Report | None = None,
+    ) -> Tensor:
+        """Windows of an image through some units: (N, 3, H, W), not clamped. Their cores count in the pools."""
+        rainy = _to_tensor([image[plan.seen(tile)] for tile in tiles])
+        cores = [tile.core_in_window for tile in tiles]
+        return self._fused_forward(precision, rainy, cores=cores, pool=pool).run(units, report)
+
+    def _forward(self, image: Pixels, report: Report) -> Pixels:
+        """One picture by its own statistics."""
+        rainy = _to_tensor([image])
 
         def compute(precision: torch.dtype) -> list[Tensor]:
-            return [self._fused_forward(precision, rainy, vectors).run(self.stages, report)]
+            return [self._fused_forward(precision, rainy).run(self.stages, report)]
 
-        return _to_pixels(self._finite(compute)[0].clamp_(0, 1), images[0].dtype)
+        return _to_pixels(self._finite(compute)[0].clamp_(0, 1), image.dtype)[0]
 
     def _finite(self, compute: Callable[[torch.dtype], list[Tensor]]) -> list[Tensor]:
         """Computes in the chosen precision, and again in float32 where that gives values that are not finite."""

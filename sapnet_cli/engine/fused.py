@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.engine.hardware import free_memory
+from sapnet_cli.engine.hardware import fast_float, free_memory
 from sapnet_cli.errors import OutOfMemoryError
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
@@ -39,8 +39,9 @@ Pool: TypeAlias = Callable[[Tensor, int], Tensor]
 PLANES, IMAGE_BYTES = 4, 24
 """Planes of features that a forward in strips stores, and bytes a pixel of images beside them."""
 
-WHOLE_PIXELS = {"cpu": 2**20, "cuda": 2**22}
-"""Up to so many pixels planes are worked on whole: faster than in strips, for twice the memory."""
+WHOLE_BYTES = {"cpu": 2**25, "cuda": 2**28}
+"""Planes of features up to this size are worked on whole, for twice the memory; larger ones, which a CPU's caches do
+not hold, in strips."""
 
 STRIP_PIXELS = {"cpu": 2**16, "cuda": 2**21}
 LSTM_PIXELS = {"cpu": 2**15, "cuda": 2**21}
@@ -53,13 +54,9 @@ PROJECT_CHANNELS = 8
 """A convolution to 3 channels takes twice the time of one to 8."""
 
 
-INT8_BYTES = 7
-"""Of features a pixel and channel that a forward in 8-bit integers stores: three planes, and two in bf16."""
-
-
 def stored_bytes(model: SAPNet, precision: torch.dtype, pixels: int) -> int:
-    """How much a forward in strips stores for so many pixels."""
-    bytes_each = INT8_BYTES if precision is torch.int8 else PLANES * precision.itemsize
+    """How much a forward in strips stores for so many pixels; in 8-bit integers, three planes and two others."""
+    bytes_each = 3 + 2 * fast_float().itemsize if precision is torch.int8 else PLANES * precision.itemsize
     return (model.config.channels * bytes_each + IMAGE_BYTES) * pixels
 
 
@@ -200,8 +197,8 @@ class FusedForward:
         self._given = None if vectors is None else iter(vectors)
         device, channels = weights.device, weights.model.config.channels
         pixels = self.count * self.height * self.width
-        kind = device.type if device.type in WHOLE_PIXELS else "cuda"
-        self.whole = whole = pixels <= WHOLE_PIXELS[kind]
+        kind = device.type if device.type in WHOLE_BYTES else "cuda"
+        self.whole = whole = pixels * channels * weights.dtype.itemsize <= WHOLE_BYTES[kind]
         self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_PIXELS[kind]))
         self.lstm_strips = list(self._cut(LSTM_PIXELS[kind]))
         place = _place(stored_bytes(weights.model, weights.precision, pixels), device)

@@ -5,11 +5,15 @@ those before it. Tiles that pool over themselves give every tile a look of its o
 sample of windows passes through the network together, as if it were the image; then the image is measured through the
 first units with the sample's vectors; and the sample passes again, its vectors shifted by what it was found to be off.
 What is measured with vectors that are off is off itself, so the first unit is put right before others are measured.
+
+The vectors of the last units are the least certain. How far off they were is known once the whole image has passed,
+and the sample tells what that did to colours: nearly the same everywhere, so it is taken back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, cycle
 from typing import Any
 
@@ -17,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from sapnet_cli.engine.tiles import Tile, TilePlan
 
@@ -64,6 +69,47 @@ class MeasuringPool:
     def means(self) -> list[Tensor]:
         """Over all tiles that passed, (C,) each."""
         return [total / self._area for total in self._sums]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of an image when its tiles begin to pass.
+
+    Attributes:
+        measured: gives the vectors, and sees how far off they are.
+        means: of the sample under these vectors, (C,) each.
+        derained: the sample under these vectors, (N, 3, H, W).
+    """
+
+    measured: MeasuringPool
+    means: Sequence[Tensor]
+    derained: Tensor
+
+
+def colour_change(before: Tensor, after: Tensor) -> Tensor:
+    """The affine map that comes nearest to what changed in the colours of images: least squares over all pixels.
+
+    Args:
+        before: (N, 3, H, W).
+        after: the same shape.
+
+    Returns:
+        (4, 3): what each channel of a colour, and one, adds to the channels of the result.
+    """
+    colours, changes = (
+        images.cpu().double().permute(0, 2, 3, 1).flatten(0, 2) for images in (_with_one(before), after - before)
+    )
+    change: Tensor = torch.linalg.pinv(colours.T @ colours, hermitian=True) @ (colours.T @ changes)
+    return change.float()
+
+
+def change_colours(images: Tensor, change: Tensor) -> Tensor:
+    """Images (N, 3, H, W) with what `colour_change` gave added, in [0, 1]."""
+    return (images + torch.einsum("nchw,cd->ndhw", _with_one(images), change)).clamp_(0, 1)
+
+
+def _with_one(images: Tensor) -> Tensor:
+    return functional.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
 
 
 def representative(image: NDArray[Any], plan: TilePlan, count: int) -> list[Tile]:
