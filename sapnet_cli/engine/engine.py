@@ -301,12 +301,11 @@ class Engine:
 
             for tile, pixels in zip(tiles, _to_pixels(self._finite(compute)[0].clamp_(0, 1), image.dtype)):
                 result[tile.core] = pixels[tile.core_in_window]
-        if statistics is not None:
-            change = self._change(image, sample, statistics, _part(report, end, 1))
-            for tile in plan.tiles if bool(torch.isfinite(change).all()) else ():
-                result[tile.core] = _to_pixels(
-                    change_colours(to_float(_to_tensor([result[tile.core]])).permute(0, 3, 1, 2), change), image.dtype
-                )[0]
+        change = None if statistics is None else self._change(image, sample, statistics, _part(report, end, 1))
+        if change is not None:
+            for tile in plan.tiles:
+                derained = to_float(_to_tensor([result[tile.core]])).permute(0, 3, 1, 2)
+                result[tile.core] = _to_pixels(change_colours(derained, change), image.dtype)[0]
         give_back_freed_memory()  # a file is yet to be encoded
         return result
 
@@ -346,11 +345,11 @@ class Engine:
 
     def _change(
         self, image: Pixels, sample: tuple[TilePlan, list[Tile]], statistics: Statistics, report: Report
-    ) -> Tensor:
-        """How colours would have changed with the vectors that the last pass asks for: see `colour_change`."""
+    ) -> Tensor | None:
+        """How colours change with the vectors that the last pass asks for (`colour_change`); None if not finite."""
         shifts = [whole - own for whole, own in zip(statistics.measured.means, statistics.means)]
         derained = self._through(self.precision, image, *sample, ShiftedPool(shifts), self.stages, report)
-        return colour_change(statistics.derained, derained)
+        return colour_change(statistics.derained, derained) if bool(torch.isfinite(derained).all()) else None
 
     def _through(
         self,
