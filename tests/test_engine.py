@@ -19,6 +19,7 @@ from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward, FusedWeights
 from sapnet_cli.engine.hardware import choose_device, choose_precision
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
+from sapnet_cli.engine.statistics import MeasuringPool
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.learner import choose_training_precision
@@ -168,7 +169,7 @@ def test_windows_share_what_they_pool() -> None:
         together = FusedForward(weights, windows, cores=[(slice(5, -5 + 40), slice(5, -5 + 48))] * 2)
         assert float((together.run(2) - expected).abs().max()) < 1e-5
         assert torch.allclose(torch.stack(together.pooled), torch.stack(pooled), atol=1e-5)
-        second = FusedForward(weights, windows[1:], vectors=together.pooled).run(2)
+        second = FusedForward(weights, windows[1:], pool=MeasuringPool(together.pooled)).run(2)
     assert float((second - expected[1:]).abs().max()) < 1e-5
 
 
@@ -235,7 +236,7 @@ def test_int8_windows_by_given_vectors() -> None:
     with torch.inference_mode():
         together = QuantizedForward(weights, windows)
         both = together.run(2)
-        second = QuantizedForward(weights, windows[1:], vectors=together.pooled).run(2)
+        second = QuantizedForward(weights, windows[1:], pool=MeasuringPool(together.pooled)).run(2)
     assert float((second - both[1:]).abs().max()) < 0.02
 
 

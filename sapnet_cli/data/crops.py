@@ -115,9 +115,8 @@ class CropSampler:
         recombined, mixed, faint = (random.random() < chance for chance in (change.recombine, change.mix, change.faint))
         if not (recombined or mixed or faint):
             return rainy, clean
-        layer = rain_layer(rainy, clean)
-        if recombined and source.rain is None:
-            layer = rain_layer(*self._cut_uncovered(source, patch, random))
+        lent = recombined and source.rain is None
+        layer = rain_layer(*(self._cut_uncovered(source, patch, random) if lent else (rainy, clean)))
         if faint:
             layer = layer * np.float32(random.random())
         if mixed:

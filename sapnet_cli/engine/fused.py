@@ -159,19 +159,12 @@ class Strip:
 
 
 class FusedForward:
-    """One forward over one picture, or over windows that share their statistics.
-
-    Attributes:
-        pools_always: whether sums are taken even where attention's vectors are given.
-    """
-
-    pools_always = False
+    """One forward over one picture, or over windows that share their statistics."""
 
     def __init__(
         self,
         weights: FusedWeights,
         rainy: Tensor,
-        vectors: Sequence[Tensor] | None = None,
         cores: Sequence[tuple[slice, slice]] | None = None,
         pool: Pool | None = None,
     ) -> None:
@@ -180,8 +173,6 @@ class FusedForward:
         Args:
             weights: of the network.
             rainy: (N, H, W, 3), uint8, or float32 in [0, 1], wherever there is room for it.
-            vectors: the pooled vectors of attention, (C,) each, in the order of a forward's convolutions; None takes
-                those of the picture itself, or of all windows together.
             cores: rows and columns of each window that count in the pools; None for all of them.
             pool: turns the mean over the cores, (C,), and their area into the vector to pool to; None takes the mean.
 
@@ -194,7 +185,6 @@ class FusedForward:
         self._area = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
         self.pooled: list[Tensor] = []
         self._pool = pool or (lambda mean, area: mean)
-        self._given = None if vectors is None else iter(vectors)
         device, channels = weights.device, weights.model.config.channels
         pixels = self.count * self.height * self.width
         kind = device.type if device.type in WHOLE_BYTES else "cuda"
@@ -305,11 +295,8 @@ class FusedForward:
         """What attention scales a convolution by, (C,)."""
         if attention is None:
             return None
-        if self._given is None:
-            weight, bias = parameters(convolution)
-            pooled = self._pool(self._mean_of(weight) + bias, self._area)
-        else:
-            pooled = next(self._given)
+        weight, bias = parameters(convolution)
+        pooled = self._pool(self._mean_of(weight) + bias, self._area)
         self.pooled.append(pooled)
         return cast(Tensor, attention(pooled.view(1, -1, 1, 1))).view(-1)
 
@@ -343,7 +330,7 @@ class FusedForward:
     def _begin(self, dilation: int | None) -> None:
         """Begins the sums that a convolution of this dilation will need of its input; None where none will."""
         config = self.weights.model.config
-        needed = dilation is not None and config.attention and (self._given is None or self.pools_always)
+        needed = dilation is not None and config.attention
         self._dilation = dilation or 0
         self._columns = self._rectangles = None
         if needed:  # of each picture, from the rows that each of three taps sees

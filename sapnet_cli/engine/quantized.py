@@ -208,11 +208,10 @@ class QuantizedWeights(FusedWeights):
 class QuantizedForward(FusedForward):
     """A `FusedForward` whose convolutions read bytes. What skips a block stays in floating point.
 
-    It takes sums even where attention's vectors are given: they also mend the mean that rounded kernels shift.
+    The sums that attention needs also mend the mean that rounded kernels shift.
     """
 
     weights: QuantizedWeights
-    pools_always = True
 
     def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
         self.hidden, self.spare = (make_plane(shape, torch.uint8, place) for _ in range(2))
