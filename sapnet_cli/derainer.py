@@ -46,7 +46,7 @@ class Derainer:
         device: str = "auto",
         precision: str = "auto",
         tile: int | Literal["auto"] = "auto",
-        overlap: int = 64,
+        overlap: int = 40,
         stages: int | None = None,
         batch_size: int | Literal["auto"] = "auto",
         tile_statistics: Literal["shared", "exact"] = "shared",

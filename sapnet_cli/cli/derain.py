@@ -154,9 +154,9 @@ def derain(
     overlap: Annotated[
         int,
         typer.Option(
-            min=0, help="Context on each side of a tile, in pixels; below 64 seams may show.", rich_help_panel=NETWORK
+            min=0, help="Context on each side of a tile, in pixels; below 32 seams may show.", rich_help_panel=NETWORK
         ),
-    ] = 64,
+    ] = 40,
     batch_size: Annotated[
         str,
         typer.Option(

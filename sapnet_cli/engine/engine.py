@@ -83,7 +83,7 @@ class EngineConfig:
     device: str = "auto"
     precision: str = "auto"
     tile: int | Literal["auto"] = "auto"
-    overlap: int = 64
+    overlap: int = 40
     batch_size: int | Literal["auto"] = "auto"
     stages: int | None = None
     tile_statistics: Literal["shared", "exact"] = "shared"
