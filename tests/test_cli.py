@@ -203,7 +203,7 @@ def test_dry_run_does_nothing(photos: Path, tmp_path: Path) -> None:
         (["photos"], "say where the results go"),
         (["photos", "-o", "photos"], "would be overwritten"),
         (["photos", "-o", "x", "--tile", "lots"], "neither auto nor a number"),
-        (["photos", "-o", "x", "--tile", "100"], "more than twice the overlap"),
+        (["photos", "-o", "x", "--tile", "80"], "more than twice the overlap"),
         (["photos", "-o", "x", "-w", "nothing"], "no weights"),
         (["photos", "-o", "x", "-w", "photos/text.jpg"], "damaged"),
         (["photos", "-o", "x", "--device", "cuda:77"], "cuda:77"),
