@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sapnet_cli.engine.engine import Engine, EngineConfig, Pixels
+from sapnet_cli.engine.tiles import OVERLAP
 from sapnet_cli.errors import ImageError
 from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
 from sapnet_cli.imaging.picture import luma
@@ -46,7 +47,7 @@ class Derainer:
         device: str = "auto",
         precision: str = "auto",
         tile: int | Literal["auto"] = "auto",
-        overlap: int = 40,
+        overlap: int = OVERLAP,
         stages: int | None = None,
         batch_size: int | Literal["auto"] = "auto",
         tile_statistics: Literal["shared", "exact"] = "shared",
@@ -57,7 +58,7 @@ class Derainer:
         Args:
             weights: a registered name or the path of a file.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-            precision: `auto`, `fp32`, `bf16` or `fp16`.
+            precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
             tile: side of a tile in pixels, its context included; `auto`, or 0 for the whole image at once.
             overlap: context on each side of a tile, in pixels.
             stages: progressive units to run, None for all.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sapnet_cli.cli.output import EXIT_FAILED, Output, exit_codes
+from sapnet_cli.engine.tiles import OVERLAP
 from sapnet_cli.errors import SapnetError, UsageError
 from sapnet_cli.hub import DEFAULT_WEIGHTS
 from sapnet_cli.imaging.shard import read_shard
@@ -156,7 +157,7 @@ def derain(
         typer.Option(
             min=0, help="Context on each side of a tile, in pixels; below 32 seams may show.", rich_help_panel=NETWORK
         ),
-    ] = 40,
+    ] = OVERLAP,
     batch_size: Annotated[
         str,
         typer.Option(

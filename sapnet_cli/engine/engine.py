@@ -26,7 +26,7 @@ from sapnet_cli.engine.statistics import (
     colour_change,
     representative,
 )
-from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
+from sapnet_cli.engine.tiles import OVERLAP, Tile, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
 
@@ -68,7 +68,7 @@ class EngineConfig:
 
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
         tile: side of the square window that the network sees at once, in pixels; `auto`, or 0 for the whole image.
         overlap: context on each side of a tile that is computed and thrown away, in pixels.
         batch_size: tiles, or small images of one size, in one forward; or `auto`.
@@ -83,7 +83,7 @@ class EngineConfig:
     device: str = "auto"
     precision: str = "auto"
     tile: int | Literal["auto"] = "auto"
-    overlap: int = 40
+    overlap: int = OVERLAP
     batch_size: int | Literal["auto"] = "auto"
     stages: int | None = None
     tile_statistics: Literal["shared", "exact"] = "shared"
