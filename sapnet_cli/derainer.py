@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sapnet_cli.engine.engine import Engine, EngineConfig, Pixels
+from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.pixels import Pixels
 from sapnet_cli.engine.tiles import OVERLAP
 from sapnet_cli.errors import ImageError
 from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights

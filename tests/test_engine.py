@@ -90,8 +90,8 @@ def test_tiles_look_like_the_whole(
     monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)  # as if the picture were too large to store its features
     config = EngineConfig(device="cpu", precision="fp32", tile=tile, batch_size=batch)
     tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
-    assert 255 * difference(tiled, whole) <= 2
-    assert 255 * np.abs(tiled - whole).mean() < 0.25
+    assert 255 * difference(tiled, whole) <= 1
+    assert 255 * np.abs(tiled - whole).mean() < 0.02
 
 
 def test_independent_tiles_would_show(default_model: SAPNet, whole: NDArray[np.float32]) -> None:
@@ -99,22 +99,6 @@ def test_independent_tiles_would_show(default_model: SAPNet, whole: NDArray[np.f
     image = mosaic().astype(np.float32) / 255
     left = Engine(default_model, CPU).derain(np.ascontiguousarray(image[:256, :256]))
     assert 255 * difference(left[:192, :192], whole[:192, :192]) > 2
-
-
-def test_the_faster_way_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
-    monkeypatch.setattr(engine_module, "EXACT_PIXELS", 0)
-    picture = random_pixels(200, 20)
-    engine = Engine(random_model(), CPU)
-    engine.derain(picture)
-    engine.derain(picture)
-    assert [record.message for record in caplog.records if "--tile-statistics exact" in record.message] != []
-    assert len(caplog.records) == 1
-    caplog.clear()
-    Engine(random_model(), EngineConfig(device="cpu", precision="fp32", tile=192)).derain(picture)
-    monkeypatch.setattr(engine_module, "free_memory", lambda device: 2**20)
-    Engine(random_model(), CPU).derain(picture)
-    assert caplog.records == []
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -248,7 +232,7 @@ def test_int8_ranges_grow_past_what_they_cut() -> None:
     with torch.inference_mode():
         forward = QuantizedForward(weights, torch.tensor(random_pixels(40, 48)[None]))
         forward.run(2)
-    assert forward._ranges.features > honest.features / 20
+    assert forward.ranging.current.features > honest.features / 20
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_bytes)])

@@ -21,12 +21,10 @@ def test_a_sample_pools_to_its_own_mean() -> None:
     assert [each.tolist() for each in pool.vectors] == [[1, 2], [3, 4]]
 
 
-def test_shifts_of_the_last_unit_go_on() -> None:
-    """Two units of two pools each were measured; the third and the fourth unit are shifted as the second."""
-    pool = ShiftedPool([vector(1), vector(2), vector(3), vector(4)], period=2)
-    given = [float(pool(vector(10), 1)) for _ in range(8)]
-    assert given == [11, 12, 13, 14, 13, 14, 13, 14]
-    assert [float(mean) for mean in pool.means] == [10] * 8
+def test_a_sample_is_shifted_by_what_it_lacks() -> None:
+    pool = ShiftedPool([vector(1), vector(2)])
+    assert [float(pool(vector(10), 1)) for _ in range(3)] == [11, 12, 10]
+    assert [float(mean) for mean in pool.means] == [10] * 3
 
 
 def test_the_image_is_measured_by_area() -> None:

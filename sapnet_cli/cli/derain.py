@@ -168,7 +168,8 @@ def derain(
         TileStatistics,
         typer.Option(
             help="Attention looks at the whole image. Where memory allows, that is computed. Else shared estimates it "
-            "from windows, and exact takes 536 bytes of disk a pixel in fp32, 280 in bf16, 248 or 376 in int8.",
+            "from windows and keeps some 140 bytes a pixel on disk (TMPDIR), and exact keeps 248 to 536, read and "
+            "written ten times as often.",
             rich_help_panel=NETWORK,
         ),
     ] = TileStatistics.shared,

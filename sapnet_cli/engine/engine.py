@@ -5,38 +5,28 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, FusedWeights, Pool, stored_bytes, to_float
+from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision, fast_float, free_memory, give_back_freed_memory
+from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
+from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
-from sapnet_cli.engine.statistics import (
-    MeasuringPool,
-    ShiftedPool,
-    Statistics,
-    change_colours,
-    colour_change,
-    representative,
-)
+from sapnet_cli.engine.statistics import representative
+from sapnet_cli.engine.tiled import MANY_WINDOWS, TiledForward
 from sapnet_cli.engine.tiles import OVERLAP, Tile, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
 
-Pixels: TypeAlias = NDArray[Any]
-"""(H, W, 3) RGB: uint8, uint16, or float32 in [0, 1]."""
-
-Item = TypeVar("Item")
-
-Report: TypeAlias = Callable[[float], None]
-"""Is told how much of the pictures at hand is computed, 0 to 1."""
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +44,9 @@ EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
-SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 256), 8
-"""The sample that shared statistics begin with: windows at least, their sides in pixels, and the context in them."""
-
-MEASURED_UNITS = (1, 4)
-"""Units that the whole image passes through for its statistics, in passes that follow one another; what the sample
-lacks in the last of them, it lacks in later ones, or nearly so."""
+SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 128), 8
+"""Of the windows that stand for a tiled picture: how many at least, if they are not to be smaller than the first side;
+the largest side; and the context in them."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +61,8 @@ class EngineConfig:
         batch_size: tiles, or small images of one size, in one forward; or `auto`.
         stages: progressive dilated units to run; None for as many as the network was trained with.
         tile_statistics: where attention's pooled vectors come from when an image is tiled: `shared` estimates them
-            from a sample of it and its first units, `exact` computes them layer by layer over all of it, as is done
-            anyway where memory allows.
+            unit by unit from a sample of it, and keeps what passes from unit to unit in a temporary file, `exact`
+            computes them layer by layer over all of it, as is done anyway where memory allows.
         tta: test-time augmentation, also called self-ensemble: the mean over the eight flips and quarter turns of
             each picture, for eight times the time; over the four flips where the weights know upright pictures only.
     """
@@ -125,7 +112,6 @@ class Engine:
         self._models: dict[torch.dtype, SAPNet] = {}
         self._fused: dict[torch.dtype, FusedWeights] = {}
         self._replayed: dict[torch.dtype, ReplayedForward] = {}
-        self._advised = False
 
     def derain(self, image: Pixels) -> Pixels:
         """Derains one picture.
@@ -163,7 +149,7 @@ class Engine:
                 stop += 1
             group = images[start:stop]
             derain = self._derain_turned if self.config.tta else self._derain_alike
-            results += derain(group, _part(report, start / len(images), stop / len(images)))
+            results += derain(group, part_of(report, start / len(images), stop / len(images)))
         return results
 
     def batch_size(self, height: int, width: int) -> int:
@@ -218,14 +204,14 @@ class Engine:
         (image,) = images
         turns_known = (0, 2) if self._reference.config.upright else range(4)
         views = [(turns, mirrored) for mirrored in (False, True) for turns in turns_known]
-        pixels = to_float(_to_tensor(images))[0].numpy()
+        pixels = to_float(to_tensor(images))[0].numpy()
         total = np.zeros_like(pixels)
         for index, (turns, mirrored) in enumerate(views):
             view = np.rot90(pixels, turns)
             view = np.ascontiguousarray(view[:, ::-1] if mirrored else view)
-            result = self._derain_alike([view], _part(report, index / len(views), (index + 1) / len(views)))[0]
+            result = self._derain_alike([view], part_of(report, index / len(views), (index + 1) / len(views)))[0]
             total += np.rot90(result[:, ::-1] if mirrored else result, -turns)
-        return _to_pixels(torch.from_numpy(total / len(views)).permute(2, 0, 1)[None], image.dtype)
+        return to_pixels(torch.from_numpy(total / len(views)).permute(2, 0, 1)[None], image.dtype)
 
     def _derain_alike(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
@@ -233,13 +219,11 @@ class Engine:
         tile, batch = self._plan(height, width)
         room = max(batch * tile**2, self._affordable_pixels(height * width))  # of the sample for shared statistics
         exact = self.config.tile_statistics == "exact" or self._exact(height, width)
-        if not exact and 0 < tile < max(height, width):  # not once memory has run out
-            self._advise(height * width)
         while True:
             try:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
                 if len(plan.tiles) == 1 or exact:
-                    groups = _groups(images, batch, report)
+                    groups = in_groups(images, batch, report)
                     return [pixels for group, part in groups for pixels in self._derain_whole(group, part)]
                 return [self._derain_tiled(image, plan, batch, room, report) for image in images]
             except (MemoryError, RuntimeError) as error:
@@ -258,54 +242,29 @@ class Engine:
             exact, room = False, batch * tile**2
             log.warning("out of memory: trying again with tiles of %d px in batches of %d", tile, batch)
 
-    def _advise(self, pixels: int) -> None:
-        """Tells those who left it to us, once, that they have the memory for the faster way."""
-        needed = stored_bytes(self._reference, self.precision, pixels)
-        if self._advised or self.config.tile != "auto" or needed > free_memory(self.device) / 2:
-            return
-        self._advised = True
-        log.warning(
-            "%.0f megapixels: computed in tiles, to save memory; with --tile-statistics exact it takes %.1f GB, "
-            "and little more than half of the time",
-            *(pixels / 1e6, needed / 1e9),
-        )
-
     @torch.inference_mode()
     def _derain_whole(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
         """Pictures of one size: several, or a small one on a GPU, by the plain network, else each layer by layer."""
         small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
         if self.precision is torch.int8 or (len(images) == 1 and not small):
             return [self._forward(image, report) for image in images]
-        rainy = _to_tensor(images).to(self.device)
+        rainy = to_tensor(images).to(self.device)
 
-        def compute(precision: torch.dtype) -> list[Tensor]:
-            return [self._plain(precision)(rainy)]
+        def compute(precision: torch.dtype) -> Tensor:
+            return finite(self._plain(precision)(rainy))
 
-        return _to_pixels(self._finite(compute)[0].clamp(0, 1), images[0].dtype)
+        return to_pixels(self._finite(compute).clamp(0, 1), images[0].dtype)
 
     @torch.inference_mode()
     def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
         give_back_freed_memory()
-        result, statistics, pool, begin, end = np.empty_like(image), None, None, 0.0, 1.0
-        if self._reference.config.attention:
-            begin, end = 0.4, 0.95
-            sample = self._sample(image, room)
-            statistics = self._estimate(image, plan, batch, sample, _part(report, 0, begin))
-            pool = statistics.measured
-        for tiles, part in _groups(plan.tiles, batch, _part(report, begin, end)):
+        sample = self._sample(image, room) if self._reference.config.attention else None
 
-            def compute(
-                precision: torch.dtype, tiles: Sequence[Tile] = tiles, part: Report = part, pool: Pool | None = pool
-            ) -> list[Tensor]:
-                return [self._through(precision, image, plan, tiles, pool, self.stages, part)]
+        def compute(precision: torch.dtype) -> Pixels:
+            begin = partial(self._fused_forward, precision)
+            return TiledForward(begin, image, plan, batch, sample).run(self.stages, report)
 
-            for tile, pixels in zip(tiles, _to_pixels(self._finite(compute)[0].clamp_(0, 1), image.dtype)):
-                result[tile.core] = pixels[tile.core_in_window]
-        change = None if statistics is None else self._change(image, sample, statistics, _part(report, end, 1))
-        if change is not None:
-            for tile in plan.tiles:
-                derained = to_float(_to_tensor([result[tile.core]])).permute(0, 3, 1, 2)
-                result[tile.core] = _to_pixels(change_colours(derained, change), image.dtype)[0]
+        result = self._finite(compute)
         give_back_freed_memory()  # a file is yet to be encoded
         return result
 
@@ -314,74 +273,25 @@ class Engine:
         side = min(max(math.isqrt(room // SAMPLE_WINDOWS), SAMPLE_SIDES[0]), SAMPLE_SIDES[1])
         height, width = image.shape[:2]
         plan = plan_tiles(height, width, side, SAMPLE_MARGIN)
-        return plan, representative(image, plan, max(1, room // math.prod(plan.window)))
-
-    def _estimate(
-        self, image: Pixels, plan: TilePlan, batch: int, sample: tuple[TilePlan, list[Tile]], report: Report
-    ) -> Statistics:
-        """Attention's pooled vectors for the whole image, from a sample of it and its first units.
-
-        The precision is that of the result: half precision has a bias of its own.
-        """
-        passes = sorted({min(units, self.stages) for units in MEASURED_UNITS})
-        pools: list[ShiftedPool] = []
-
-        def compute(precision: torch.dtype) -> list[Tensor]:
-            pool, done = ShiftedPool(), 0
-            for units in passes:
-                self._through(precision, image, *sample, pool, units)
-                measured = MeasuringPool(pool.vectors)
-                part = _part(report, 0.8 * done / sum(passes), 0.8 * (done + units) / sum(passes))
-                for tiles, each in _groups(plan.tiles, batch, part):
-                    self._through(precision, image, plan, tiles, measured, units, each)
-                shifts = [whole - own for whole, own in zip(measured.means, pool.means)]
-                pool, done = ShiftedPool(shifts, period=len(shifts) // units), done + units
-            derained = self._through(precision, image, *sample, pool, self.stages, _part(report, 0.8, 1))
-            pools.append(pool)
-            return [derained, *pool.vectors]
-
-        derained, *vectors = self._finite(compute)
-        return Statistics(MeasuringPool(vectors), pools[-1].means, derained)
-
-    def _change(
-        self, image: Pixels, sample: tuple[TilePlan, list[Tile]], statistics: Statistics, report: Report
-    ) -> Tensor | None:
-        """How colours change with the vectors that the last pass asks for (`colour_change`); None if not finite."""
-        shifts = [whole - own for whole, own in zip(statistics.measured.means, statistics.means)]
-        derained = self._through(self.precision, image, *sample, ShiftedPool(shifts), self.stages, report)
-        return colour_change(statistics.derained, derained) if bool(torch.isfinite(derained).all()) else None
-
-    def _through(
-        self,
-        precision: torch.dtype,
-        image: Pixels,
-        plan: TilePlan,
-        tiles: Sequence[Tile],
-        pool: Pool | None,
-        units: int,
-        report: Report | None = None,
-    ) -> Tensor:
-        """Windows of an image through some units: (N, 3, H, W), not clamped. Their cores count in the pools."""
-        rainy = _to_tensor([image[plan.seen(tile)] for tile in tiles])
-        cores = [tile.core_in_window for tile in tiles]
-        return self._fused_forward(precision, rainy, cores=cores, pool=pool).run(units, report)
+        count = min(room // math.prod(plan.window), MANY_WINDOWS)
+        return plan, representative(image, plan, max(1, count))
 
     def _forward(self, image: Pixels, report: Report) -> Pixels:
         """One picture by its own statistics."""
-        rainy = _to_tensor([image])
+        rainy = to_tensor([image])
 
-        def compute(precision: torch.dtype) -> list[Tensor]:
-            return [self._fused_forward(precision, rainy).run(self.stages, report)]
+        def compute(precision: torch.dtype) -> Tensor:
+            return finite(self._fused_forward(precision, rainy).run(self.stages, report))
 
-        return _to_pixels(self._finite(compute)[0].clamp_(0, 1), image.dtype)[0]
+        return to_pixels(self._finite(compute).clamp_(0, 1), image.dtype)[0]
 
-    def _finite(self, compute: Callable[[torch.dtype], list[Tensor]]) -> list[Tensor]:
+    def _finite(self, compute: Callable[[torch.dtype], Result]) -> Result:
         """Computes in the chosen precision, and again in float32 where that gives values that are not finite."""
         for precision in dict.fromkeys((self.precision, torch.float32)):
-            tensors = compute(precision)
-            if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-                return tensors
-            log.info("not finite in %s", precision)
+            try:
+                return compute(precision)
+            except FloatingPointError:
+                log.info("not finite in %s", precision)
         raise ImageError("the network gives values that are not finite for this image")
 
     def _model(self, precision: torch.dtype) -> SAPNet:
@@ -413,18 +323,6 @@ class Engine:
         return forward(self._fused[precision], rainy, *arguments, **named)
 
 
-def _part(report: Report | None, begin: float, end: float) -> Report:
-    """What a part of the work is given to report to, when it stretches from `begin` to `end` of the whole."""
-    return (lambda fraction: None) if report is None else lambda fraction: report(begin + (end - begin) * fraction)
-
-
-def _groups(items: Sequence[Item], size: int, report: Report) -> Iterator[tuple[Sequence[Item], Report]]:
-    """Groups of at most so many items, and what each reports to."""
-    for start in range(0, len(items), size):
-        group = items[start : start + size]
-        yield group, _part(report, start / len(items), (start + len(group)) / len(items))
-
-
 def _alike(first: Pixels, second: Pixels) -> bool:
     return first.shape == second.shape and first.dtype == second.dtype
 
@@ -436,25 +334,6 @@ def _check(image: Pixels) -> None:
         raise ImageError(f"expected uint8, uint16 or float32 values, got {image.dtype}")
     if image.dtype == np.float32 and not np.isfinite(image).all():
         raise ImageError("the image holds values that are not finite")
-
-
-def _to_tensor(images: Sequence[Pixels]) -> Tensor:
-    """Pictures of one size to (B, H, W, 3), uint8 or float32 in [0, 1]."""
-    batch = np.stack(images) if len(images) > 1 else images[0][None]
-    if batch.dtype == np.uint16:
-        batch = batch.astype(np.float32) / 65535
-    if not batch.flags.writeable:  # torch warns of memory that it could write to; nothing here does
-        batch = batch.copy()
-    return torch.from_numpy(np.ascontiguousarray(batch))
-
-
-def _to_pixels(images: Tensor, dtype: np.dtype[np.generic]) -> list[Pixels]:
-    """(B, 3, H, W) in [0, 1] to pictures of a dtype, rounded to the nearest value."""
-    rows = images.permute(0, 2, 3, 1)
-    if dtype == np.uint8:
-        return list((rows * 255).round().to(torch.uint8).cpu().numpy())
-    pixels: NDArray[np.float32] = rows.cpu().numpy()
-    return list(np.rint(pixels * 65535).astype(np.uint16) if dtype == np.uint16 else pixels.copy())
 
 
 def _is_out_of_memory(error: Exception) -> bool:

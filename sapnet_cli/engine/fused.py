@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sapnet_cli.engine.hardware import fast_float, free_memory
+from sapnet_cli.engine.pixels import to_float
+from sapnet_cli.engine.progress import Report, part_of
 from sapnet_cli.errors import OutOfMemoryError
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
@@ -89,6 +91,10 @@ class FusedWeights:
     def gates(self) -> list[Kernel]:
         """See `split_gates`, at the others."""
         return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=False)]
+
+    def ranging(self) -> Ranging:
+        """For the forwards over one picture."""
+        return Ranging()
 
     def put(self, weight: Tensor, bias: Tensor) -> Kernel:
         """A kernel as convolutions here want it."""
@@ -158,6 +164,17 @@ class Strip:
         return plane[pictures, start:stop]
 
 
+class Ranging:
+    """What the forwards over one picture agree on from unit to unit: in floating point nothing."""
+
+    def next_unit(self) -> None:
+        """All of the picture has passed a unit."""
+
+    def fork(self) -> Ranging:
+        """The same so far, for windows that are not to be counted."""
+        return self
+
+
 class FusedForward:
     """One forward over one picture, or over windows that share their statistics."""
 
@@ -167,6 +184,7 @@ class FusedForward:
         rainy: Tensor,
         cores: Sequence[tuple[slice, slice]] | None = None,
         pool: Pool | None = None,
+        ranging: Ranging | None = None,
     ) -> None:
         """Makes room.
 
@@ -175,6 +193,7 @@ class FusedForward:
             rainy: (N, H, W, 3), uint8, or float32 in [0, 1], wherever there is room for it.
             cores: rows and columns of each window that count in the pools; None for all of them.
             pool: turns the mean over the cores, (C,), and their area into the vector to pool to; None takes the mean.
+            ranging: of the picture that these are windows of; None for its own.
 
         Raises:
             OutOfMemoryError: the planes fit neither into memory nor onto the disk that holds temporary files.
@@ -184,6 +203,7 @@ class FusedForward:
         self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
         self._area = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
         self.pooled: list[Tensor] = []
+        self.ranging = ranging or weights.ranging()
         self._pool = pool or (lambda mean, area: mean)
         device, channels = weights.device, weights.model.config.channels
         pixels = self.count * self.height * self.width
@@ -203,21 +223,36 @@ class FusedForward:
         self.hidden, self.spare, self.cell = planes[:3]
         self.inner = planes[-1]
 
-    def run(self, stages: int, report: Callable[[float], None] | None = None) -> Tensor:
+    def run(self, stages: int, report: Report | None = None) -> Tensor:
         """The estimate after `stages` units, not clamped: (N, 3, H, W), float32.
 
         `report` is told of the progress, 0 to 1.
         """
+        for stage in range(stages):
+            if stage:
+                self.ranging.next_unit()
+            self.unit(stage == 0, part_of(report, stage / stages, (stage + 1) / stages))
+        return self.estimate()
+
+    @property
+    def carried(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a unit leaves to the next: hidden and cell state, (N, H, W, C), and residual, (N, H, W, 3)."""
+        return self.hidden, self.cell, self.residual
+
+    def unit(self, first: bool, report: Report | None = None) -> None:
+        """One progressive dilated unit; the first ignores what is carried."""
         blocks = residual_blocks(self.weights.model)
         dilations = [block.conv1.dilation[0] for block in blocks]
-        for stage in range(stages):
-            self._remember(first_unit=stage == 0, dilation=dilations[0])
-            features = self.hidden
-            for index, (block, following) in enumerate(zip(blocks, [*dilations[1:], None])):
-                if report is not None:
-                    report((stage + index / len(blocks)) / stages)
-                features = self._block(index, block, features, following)
-            self._project(features)
+        self._remember(first, dilations[0])
+        features = self.hidden
+        for index, (block, following) in enumerate(zip(blocks, [*dilations[1:], None])):
+            if report is not None:
+                report(index / len(blocks))
+            features = self._block(index, block, features, following)
+        self._project(features)
+
+    def estimate(self) -> Tensor:
+        """The estimate after the last unit, not clamped: (N, 3, H, W), float32. No unit can follow."""
         for strip in self.strips:
             strip.of(self.residual).add_(to_float(strip.of(self.rainy)).to(self.residual.device))
         return self.residual.permute(0, 3, 1, 2)
@@ -411,11 +446,6 @@ def _sum_rows(values: Tensor) -> Tensor:
 def _pad_rows(images: Tensor, rows: tuple[int, int], zero: int = 0) -> Tensor:
     """(N, C, H, W) with so many rows of zeros above and below."""
     return functional.pad(images, (0, 0, *rows), value=zero) if any(rows) else images
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Images in uint8 to float32 in [0, 1]; those that are float32 already, as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def _place(needed: int, device: torch.device) -> torch.device | None:

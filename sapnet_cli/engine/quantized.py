@@ -24,6 +24,7 @@ from sapnet_cli.engine.fused import (
     FusedForward,
     FusedWeights,
     Kernel,
+    Ranging,
     Strip,
     embed_kernel,
     make_plane,
@@ -153,6 +154,40 @@ class Ranges:
         )
 
 
+class ByteRanging(Ranging):
+    """The ranges of a unit, and the largest values that its windows had so far."""
+
+    def __init__(self, first: Ranges, current: Ranges | None = None) -> None:
+        """Takes the ranges of the first unit, and of the current one."""
+        self._first, self.current = first, current or first
+        self._forget()
+
+    def _forget(self) -> None:
+        self._embedded, self._features = torch.zeros_like(self._first.embedded), 0.0
+        self._inner = [0.0] * len(self._first.inner)
+
+    def see_embedded(self, largest: Tensor) -> None:
+        """The embedding's channels had values up to these, (C,)."""
+        self._embedded = torch.maximum(self._embedded, largest)
+
+    def see_inner(self, index: int, largest: float) -> None:
+        """Within a block there were values up to this."""
+        self._inner[index] = max(self._inner[index], largest)
+
+    def see_features(self, largest: float) -> None:
+        """Between blocks there were values up to this."""
+        self._features = max(self._features, largest)
+
+    def next_unit(self) -> None:
+        """See `Ranges.next`."""
+        self.current = self._first.next(self._embedded, self._inner, self._features)
+        self._forget()
+
+    def fork(self) -> ByteRanging:
+        """With the same ranges in the current unit."""
+        return ByteRanging(self._first, self.current)
+
+
 def _largest(values: Tensor) -> float:
     return max(float(values.amax()), 1e-6)
 
@@ -176,6 +211,10 @@ class QuantizedWeights(FusedWeights):
     def precision(self) -> torch.dtype:
         """Of the convolutions."""
         return torch.int8
+
+    def ranging(self) -> ByteRanging:
+        """For the forwards over one picture."""
+        return ByteRanging(self.ranges)
 
     def embed_in(self, steps: Tensor) -> Kernel:
         """The embedding's kernel, to give features in units of their channels' steps, (C,), less 128.
@@ -212,25 +251,20 @@ class QuantizedForward(FusedForward):
     """
 
     weights: QuantizedWeights
+    ranging: ByteRanging
 
     def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
         self.hidden, self.spare = (make_plane(shape, torch.uint8, place) for _ in range(2))
         self.cell, self.features = (make_plane(shape, self.weights.dtype, place) for _ in range(2))
         if not self.whole:
             self.inner = make_plane(shape, torch.uint8, place)
-        self._ranges = self.weights.ranges
-        self._largest_embedded, self._largest_features = self._ranges.embedded, 0.0
-        self._largest_inner: list[float] = []
         pictures = shape[0] if self.whole else 1  # of a strip
         self._cached_rows = max(1, CACHED_VALUES // (pictures * shape[2] * shape[3]))
 
     def _remember(self, first_unit: bool, dilation: int) -> None:
         """As that of the base. Leaves the hidden state in bytes, for convolutions, and halved, for the first skip."""
-        if not first_unit:
-            self._ranges = self.weights.ranges.next(self._largest_embedded, self._largest_inner, self._largest_features)
-        self._largest_inner, self._largest_features = [], 0.0
         self._begin(dilation)
-        steps = self._ranges.embedded / LEVELS
+        steps = self.ranging.current.embedded / LEVELS
         embed, gates = self.weights.embed_in(steps), self.weights.gates_from(steps, first_unit)
         width = len(steps)
         border = torch.zeros(width if first_unit else 2 * width, dtype=torch.uint8)
@@ -249,7 +283,7 @@ class QuantizedForward(FusedForward):
             half = self._recur_by_halves(gated.permute(0, 2, 3, 1), strip)
             self._collect(half, strip, 2)
             _to_bytes(half * (2 / HIDDEN_STEP), strip.of(self.spare))
-        self._largest_embedded = (largest.amax(dim=0) + 128) * steps
+        self.ranging.see_embedded((largest.amax(dim=0) + 128) * steps)
         self.hidden, self.spare = self.spare, self.hidden
 
     def _recur_by_halves(self, gates: Tensor, strip: Strip) -> Tensor:
@@ -270,14 +304,15 @@ class QuantizedForward(FusedForward):
 
     def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
         """As that of the base. Takes and gives bytes; `self.features`, halved, are what skips and what is projected."""
-        step = self._ranges.features / LEVELS
+        ranges = self.ranging.current
+        step = ranges.features / LEVELS
         inner = self._enter(index, block, features, *((step, 0) if index else (HIDDEN_STEP, HIDDEN_ZERO)))
         kernel = self._kernel(block.conv2, block.attention2).scaled(_HALF)
         self._begin(following)
         largest = 0
         for strip in self.strips:
             rows, padding = self._around(inner, strip, kernel.dilation)
-            source = Bytes(rows, self._ranges.inner[index] / LEVELS)
+            source = Bytes(rows, ranges.inner[index] / LEVELS)
             added = kernel.convolve(source, padding, self.weights.dtype, relu=True).permute(0, 2, 3, 1)
             for part, these in strip.parts(self._cached_rows):
                 values = part.of(self.features).add_(added[:, these])
@@ -290,14 +325,14 @@ class QuantizedForward(FusedForward):
                     target.copy_(levels.clamp_(max=LEVELS) if highest > LEVELS else levels)
                     largest = max(largest, highest)
                     self._collect(target, part, step)
-        self._largest_features = max(self._largest_features, largest * step)
+        self.ranging.see_features(largest * step)
         return self.features if following is None else self.spare
 
     def _enter(self, index: int, block: DilatedResidualBlock, features: Tensor, step: float, zero: int) -> Tensor:
         """The first convolution of a block, from bytes to bytes."""
         kernel = self._kernel(block.conv1, block.attention1)
         self._begin(block.conv2.dilation[0])
-        inner_step, largest = self._ranges.inner[index] / LEVELS, 0
+        inner_step, largest = self.ranging.current.inner[index] / LEVELS, 0
         for strip in self.strips:
             rows, padding = self._around(features, strip, kernel.dilation, zero)
             values = kernel.convolve_to_bytes(Bytes(rows, step, zero), padding, inner_step).permute(0, 2, 3, 1)
@@ -307,7 +342,7 @@ class QuantizedForward(FusedForward):
                 self.inner = values
             else:
                 strip.of(self.inner).copy_(values)
-        self._largest_inner.append(largest * inner_step)
+        self.ranging.see_inner(index, largest * inner_step)
         return self.inner
 
     def _kernel(self, convolution: nn.Conv2d, attention: nn.Module | None) -> ByteKernel:

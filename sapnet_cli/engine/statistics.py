@@ -1,20 +1,14 @@
-"""The pooled vectors of a whole image, estimated where it is too large to keep its features.
+"""Attention's pooled vectors where an image is too large to keep its features: a sample of it, and what that lacks.
 
 Channel residual attention scales each channel by what a pool over the *whole* image sees, and each pool follows from
 those before it. Tiles that pool over themselves give every tile a look of its own, and seams between them. So a
-sample of windows passes through the network together, as if it were the image; then the image is measured through the
-first units with the sample's vectors; and the sample passes again, its vectors shifted by what it was found to be off.
-What is measured with vectors that are off is off itself, so the first unit is put right before others are measured.
-
-The vectors of the last units are the least certain. How far off they were is known once the whole image has passed,
-and the sample tells what that did to colours: nearly the same everywhere, so it is taken back.
+sample of windows pools first, for the whole image; then the image passes, pooled to what the sample gave, and is
+measured: how much its means differ from the sample's shifts what the sample gives in the next unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, cycle
 from typing import Any
 
 import numpy as np
@@ -34,9 +28,9 @@ class ShiftedPool:
         vectors: that it gave instead.
     """
 
-    def __init__(self, shifts: Sequence[Tensor] = (), period: int = 0) -> None:
-        """Takes the shift at each pool, (C,); those of the last `period` stand for all pools beyond."""
-        self._shifts = chain(shifts, cycle(shifts[-period:]))
+    def __init__(self, shifts: Sequence[Tensor] = ()) -> None:
+        """Takes the shift at each pool, (C,), of as many as are known."""
+        self._shifts = iter(shifts)
         self.means: list[Tensor] = []
         self.vectors: list[Tensor] = []
 
@@ -69,21 +63,6 @@ class MeasuringPool:
     def means(self) -> list[Tensor]:
         """Over all tiles that passed, (C,) each."""
         return [total / self._area for total in self._sums]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What is known of an image when its tiles begin to pass.
-
-    Attributes:
-        measured: gives the vectors, and sees how far off they are.
-        means: of the sample under these vectors, (C,) each.
-        derained: the sample under these vectors, (N, 3, H, W).
-    """
-
-    measured: MeasuringPool
-    means: Sequence[Tensor]
-    derained: Tensor
 
 
 def colour_change(before: Tensor, after: Tensor) -> Tensor:
