@@ -112,6 +112,7 @@ class TiledForward:
             elif target is not None:
                 for tile, pixels in zip(tiles, to_pixels(finite(forward.estimate()).clamp_(0, 1), target.dtype)):
                     target[tile.core] = pixels[tile.core_in_window]
+            del forward  # the next one makes room of its own
         if target is not None and self._ranging is not None:
             self._ranging.next_unit()
             carried.next_unit()
