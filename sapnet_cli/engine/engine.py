@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +19,9 @@ from sapnet_cli.engine.hardware import choose_device, choose_precision, fast_flo
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
-from sapnet_cli.engine.statistics import representative
-from sapnet_cli.engine.tiled import MANY_WINDOWS, TiledForward
-from sapnet_cli.engine.tiles import OVERLAP, Tile, TilePlan, plan_tiles
+from sapnet_cli.engine.statistics import choose_sample
+from sapnet_cli.engine.tiled import TiledForward
+from sapnet_cli.engine.tiles import OVERLAP, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
 
@@ -43,10 +42,6 @@ EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 """Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take longer."""
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
-
-SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 128), 8
-"""Of the windows that stand for a tiled picture: how many at least, if they are not to be smaller than the first side;
-the largest side; and the context in them."""
 
 
 @dataclass(frozen=True)
@@ -258,23 +253,16 @@ class Engine:
     @torch.inference_mode()
     def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
         give_back_freed_memory()
-        sample = self._sample(image, room) if self._reference.config.attention else None
+        sample = choose_sample(image, room) if self._reference.config.attention else None
 
         def compute(precision: torch.dtype) -> Pixels:
             begin = partial(self._fused_forward, precision)
-            return TiledForward(begin, image, plan, batch, sample).run(self.stages, report)
+            ranging = self._fused_weights(precision).ranging()
+            return TiledForward(begin, ranging, image, plan, batch, sample).run(self.stages, report)
 
         result = self._finite(compute)
         give_back_freed_memory()  # a file is yet to be encoded
         return result
-
-    def _sample(self, image: Pixels, room: int) -> tuple[TilePlan, list[Tile]]:
-        """Windows of at most `room` pixels together that stand for a picture."""
-        side = min(max(math.isqrt(room // SAMPLE_WINDOWS), SAMPLE_SIDES[0]), SAMPLE_SIDES[1])
-        height, width = image.shape[:2]
-        plan = plan_tiles(height, width, side, SAMPLE_MARGIN)
-        count = min(room // math.prod(plan.window), MANY_WINDOWS)
-        return plan, representative(image, plan, max(1, count))
 
     def _forward(self, image: Pixels, report: Report) -> Pixels:
         """One picture by its own statistics."""
@@ -312,15 +300,15 @@ class Engine:
             self._replayed[precision] = ReplayedForward(forward)
         return self._replayed[precision]
 
-    def _fused_forward(self, precision: torch.dtype, rainy: Tensor, *arguments: Any, **named: Any) -> FusedForward:
-        forward, weights, dtype = (
-            (QuantizedForward, QuantizedWeights, fast_float())
-            if precision is torch.int8
-            else (FusedForward, FusedWeights, precision)
-        )
+    def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
         if precision not in self._fused:
-            self._fused[precision] = weights(self._model(torch.float32), dtype, self.device)
-        return forward(self._fused[precision], rainy, *arguments, **named)
+            kind, dtype = (QuantizedWeights, fast_float()) if precision is torch.int8 else (FusedWeights, precision)
+            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
+        return self._fused[precision]
+
+    def _fused_forward(self, precision: torch.dtype, rainy: Tensor, *arguments: Any, **named: Any) -> FusedForward:
+        forward = QuantizedForward if precision is torch.int8 else FusedForward
+        return forward(self._fused_weights(precision), rainy, *arguments, **named)
 
 
 def _alike(first: Pixels, second: Pixels) -> bool:

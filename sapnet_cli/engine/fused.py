@@ -461,6 +461,16 @@ def _place(needed: int, device: torch.device) -> torch.device | None:
     return None
 
 
+def reserve(file: int, size: int) -> None:
+    """Takes so many bytes of the disk for a file, by its descriptor, where the system can.
+
+    Raises:
+        OSError: the disk has not so many.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+
+
 def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device | None) -> Tensor:
     """An uninitialised plane (N, H, W, C): in a place, or in an unnamed temporary file."""
     if place is not None:
@@ -468,8 +478,7 @@ def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device |
     count = math.prod(shape)
     try:
         with tempfile.NamedTemporaryFile(prefix="sapnet-") as file:  # the name goes at once, the mapping stays
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-                os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            reserve(file.fileno(), count * dtype.itemsize)  # a disk that fills up later would kill the process
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
     except OSError as error:
         raise OutOfMemoryError(f"exact tile statistics: {tempfile.gettempdir()}: {error.strerror}") from error

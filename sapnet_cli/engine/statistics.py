@@ -8,6 +8,7 @@ measured: how much its means differ from the sample's shifts what the sample giv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sapnet_cli.engine.tiles import Tile, TilePlan
+from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
+
+MANY_WINDOWS = 64
+"""So many windows stand for an image well enough; with fewer, more is measured."""
+
+SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 128), 8
+"""Of the windows that stand for a tiled image: how many at least, if they are not to be smaller than the first side;
+the largest side; and the context in them."""
 
 
 class ShiftedPool:
@@ -89,6 +97,15 @@ def change_colours(images: Tensor, change: Tensor) -> Tensor:
 
 def _with_one(images: Tensor) -> Tensor:
     return functional.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
+
+
+def choose_sample(image: NDArray[Any], room: int) -> tuple[TilePlan, list[Tile]]:
+    """Windows of at most `room` pixels together that stand for an image (H, W, 3), and the plan that they are of."""
+    side = min(max(math.isqrt(room // SAMPLE_WINDOWS), SAMPLE_SIDES[0]), SAMPLE_SIDES[1])
+    height, width = image.shape[:2]
+    plan = plan_tiles(height, width, side, SAMPLE_MARGIN)
+    count = min(room // math.prod(plan.window), MANY_WINDOWS)
+    return plan, representative(image, plan, max(1, count))
 
 
 def representative(image: NDArray[Any], plan: TilePlan, count: int) -> list[Tile]:

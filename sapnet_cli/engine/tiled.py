@@ -21,15 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, Pool, Ranging
+from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, reserve
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
-from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, change_colours, colour_change
+from sapnet_cli.engine.statistics import MANY_WINDOWS, MeasuringPool, ShiftedPool, change_colours, colour_change
 from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
-
-MANY_WINDOWS = 64
-"""So many windows stand for a picture well enough; with fewer, more is measured."""
 
 ROWS = 64
 """Of a window, that are read or written at once."""
@@ -48,14 +45,20 @@ class TiledForward:
     """One forward over one picture, in tiles."""
 
     def __init__(
-        self, begin: Begin, image: Pixels, plan: TilePlan, batch: int, sample: tuple[TilePlan, Sequence[Tile]] | None
+        self,
+        begin: Begin,
+        ranging: Ranging,
+        image: Pixels,
+        plan: TilePlan,
+        batch: int,
+        sample: tuple[TilePlan, Sequence[Tile]] | None,
     ) -> None:
         """Takes a picture, its tiles, how many of them go together, and windows that stand for it.
 
         The sample is None where there is no attention, which asks for no means.
         """
-        self._begin, self._image, self._plan, self._batch, self._sample = begin, image, plan, batch, sample
-        self._ranging: Ranging | None = None
+        self._begin, self._ranging = begin, ranging
+        self._image, self._plan, self._batch, self._sample = image, plan, batch, sample
         self._given: list[Tensor] = []
         self._found: list[Tensor] = []
 
@@ -77,7 +80,7 @@ class TiledForward:
                     self._pass(unit, None, carried, target, part)
                     continue
                 sampled = ShiftedPool(shifts)
-                self._unit(unit, *self._sample, sampled, self._ranging and self._ranging.fork(), carried)
+                self._unit(unit, *self._sample, sampled, self._ranging.fork(), carried)
                 measured = MeasuringPool(sampled.vectors)
                 self._pass(unit, measured, carried, target, part)
                 shifts = [whole - own for whole, own in zip(measured.means, sampled.means)]
@@ -94,10 +97,10 @@ class TiledForward:
         A unit's means differ from the sample's much as those of the unit before did. But the first has none before it,
         and with few windows that is not near enough.
         """
-        few = self._sample is not None and len(self._sample[1]) < MANY_WINDOWS
         for unit in range(stages):
-            measuring = 0 if self._sample is None else (unit == 0) + few
-            yield from [(unit, False)] * measuring
+            if self._sample is not None:
+                few = len(self._sample[1]) < MANY_WINDOWS
+                yield from [(unit, False)] * ((unit == 0) + few)
             yield unit, True
 
     def _pass(
@@ -106,14 +109,13 @@ class TiledForward:
         """All tiles through one unit, on to the next one or to the result; or only to be measured."""
         for tiles, part in in_groups(self._plan.tiles, self._batch, report):
             forward = self._unit(unit, self._plan, tiles, pool, self._ranging, carried, part)
-            self._ranging = forward.ranging
             if isinstance(target, CarriedState):
                 target.write(forward, tiles)
             elif target is not None:
                 for tile, pixels in zip(tiles, to_pixels(finite(forward.estimate()).clamp_(0, 1), target.dtype)):
                     target[tile.core] = pixels[tile.core_in_window]
             del forward  # the next one makes room of its own
-        if target is not None and self._ranging is not None:
+        if target is not None:
             self._ranging.next_unit()
             carried.next_unit()
 
@@ -123,7 +125,7 @@ class TiledForward:
         plan: TilePlan,
         tiles: Sequence[Tile],
         pool: Pool | None,
-        ranging: Ranging | None,
+        ranging: Ranging,
         carried: CarriedState,
         report: Report | None = None,
     ) -> FusedForward:
@@ -222,8 +224,8 @@ class CarriedState:
         """The file, at some pixels (columns, bytes) of a row of the picture, which may lie above it."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="sapnet-", buffering=0)  # noqa: SIM115 (closed on exit)
-            if hasattr(os, "posix_fallocate"):  # better full now than after half of the work
-                os.posix_fallocate(self._file.fileno(), 0, self._rows * self._width * line.shape[1])
+            # better full now than after half of the work
+            reserve(self._file.fileno(), self._rows * self._width * line.shape[1])
         self._file.seek(((self._top + row) % self._rows * self._width + columns.start) * line.shape[1])
         return self._file
 

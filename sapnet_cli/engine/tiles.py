@@ -8,7 +8,7 @@ from itertools import pairwise, product
 
 OVERLAP = 40
 """Context on each side of a tile, in pixels, unless said otherwise. Given the picture's own means, it leaves at most
-0.7/255 at a tile's edge; 64 leave 0.1 and 32 leave 1.9 (tests/performance/RESULTS.md)."""
+0.7/255 at a tile's edge; 32 leave 2 or 3 (tests/performance/RESULTS.md)."""
 
 
 @dataclass(frozen=True)
