@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from sapnet_cli.engine import engine as engine_module
-from sapnet_cli.engine import fused, hardware
+from sapnet_cli.engine import fused, hardware, statistics
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward, FusedWeights
 from sapnet_cli.engine.hardware import choose_device, choose_precision
@@ -92,6 +92,17 @@ def test_tiles_look_like_the_whole(
     tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
     assert 255 * difference(tiled, whole) <= 1
     assert 255 * np.abs(tiled - whole).mean() < 0.02
+
+
+def test_a_sample_alone_is_near(
+    default_model: SAPNet, whole: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What large pictures get, of which the first unit is not measured: here with a sample as small as a tile."""
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    monkeypatch.setattr(statistics, "ENOUGH_PIXELS", 0)
+    config = EngineConfig(device="cpu", precision="fp32", tile=320)
+    tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
+    assert 255 * np.abs(tiled - whole).mean() < 0.2
 
 
 def test_independent_tiles_would_show(default_model: SAPNet, whole: NDArray[np.float32]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, change_colours, colour_change, representative
-from sapnet_cli.engine.tiles import plan_tiles
+from sapnet_cli.engine.tiles import Tile, plan_tiles
 
 
 def vector(*values: float) -> torch.Tensor:
@@ -40,8 +43,29 @@ def test_a_sample_has_smooth_and_textured_parts() -> None:
         image[:, 32 * column : 32 * (column + 1) : 2] = 20 * (7 - column)  # the left is the most textured
     plan = plan_tiles(64, 256, 32, 0)
     sample = representative(image, plan, 4)
-    assert {tile.columns.start // 64 for tile in sample} == {0, 1, 2, 3}
+    assert len({id(tile) for tile in sample}) == 4
+    assert {tile.columns.start // 128 for tile in sample} == {0, 1}
     assert sorted(map(id, representative(image, plan, 99))) == sorted(map(id, plan.tiles))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_sample_looks_like_the_image(dtype: str) -> None:
+    """In colour, brightness and texture; better than one that only has the same shares of smooth and textured parts."""
+    random = np.random.default_rng(0)
+    smooth, rough = random.uniform(0, 0.7, (24, 1, 32, 1, 3)), random.uniform(0, 0.3, (24, 1, 32, 1, 1))
+    image = (smooth + rough * random.uniform(size=(24, 16, 32, 16, 1))).reshape(24 * 16, 32 * 16, 3)
+    pixels = (image * {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]).astype(dtype)
+    plan = plan_tiles(*image.shape[:2], 16, 0)
+
+    def moments(tiles: Sequence[Tile]) -> NDArray[np.float64]:
+        seen = np.stack([image[tile.core] for tile in tiles])
+        return np.array([*seen.mean(axis=(0, 1, 2)), (seen[..., 1] < 0.4).mean(), np.abs(np.diff(seen, axis=1)).mean()])
+
+    def error(tiles: Sequence[Tile]) -> float:
+        return float(np.abs(moments(tiles) / moments(plan.tiles) - 1).max())
+
+    by_texture = sorted(plan.tiles, key=lambda tile: float(np.abs(np.diff(image[tile.core], axis=0)).mean()))
+    assert error(representative(pixels, plan, 24)) < 0.05 < 0.1 < error(by_texture[16::32])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

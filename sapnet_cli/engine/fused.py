@@ -198,11 +198,8 @@ class FusedForward:
         Raises:
             OutOfMemoryError: the planes fit neither into memory nor onto the disk that holds temporary files.
         """
-        self.weights, self.rainy = weights, rainy
+        self.weights = weights
         self.count, self.height, self.width = rainy.shape[:3]
-        self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
-        self._area = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
-        self.pooled: list[Tensor] = []
         self.ranging = ranging or weights.ranging()
         self._pool = pool or (lambda mean, area: mean)
         device, channels = weights.device, weights.model.config.channels
@@ -212,11 +209,20 @@ class FusedForward:
         self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_PIXELS[kind]))
         self.lstm_strips = list(self._cut(LSTM_PIXELS[kind]))
         place = _place(stored_bytes(weights.model, weights.precision, pixels), device)
-        self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
+        self.residual = torch.empty(self.count, self.height, self.width, 3, device=place or "cpu")
         self._make_planes((self.count, self.height, self.width, channels), place)
         self._columns: Tensor | None = None
         self._rectangles: Tensor | None = None
         self._dilation = 0
+        self.look_at(rainy, cores)
+
+    def look_at(self, rainy: Tensor, cores: Sequence[tuple[slice, slice]] | None = None) -> None:
+        """Begins anew with other windows, as many and as large, in the room that was made for those before."""
+        self.rainy = rainy
+        self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
+        self._area = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
+        self.pooled: list[Tensor] = []
+        self.residual.zero_()
 
     def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
         planes = [make_plane(shape, self.weights.dtype, place) for _ in range(3 if self.whole else PLANES)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from sapnet_cli.engine.pixels import to_float, to_tensor
 from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
 
-MANY_WINDOWS = 64
-"""So many windows stand for an image well enough; with fewer, more is measured."""
+SAMPLE_WINDOWS, SAMPLE_SIDES = (16, 32), (64, 192)
+"""Of the windows that stand for a tiled image, the fewest and the most, and the smallest and the largest side."""
 
-SAMPLE_WINDOWS, SAMPLE_SIDES, SAMPLE_MARGIN = 24, (64, 128), 8
-"""Of the windows that stand for a tiled image: how many at least, if they are not to be smaller than the first side;
-the largest side; and the context in them."""
+SAMPLE_MARGIN = 1 / 6
+"""The context in them, as a share of the side. Of the largest, it moves the last means by less than 1 %."""
+
+ENOUGH_PIXELS = 500_000
+"""A sample of so many is near enough to a large image; with a smaller one, more is measured."""
+
+EXCHANGES = 20
+"""At most so many times each window is exchanged for a better one; four times are common."""
 
 
 class ShiftedPool:
@@ -99,21 +106,63 @@ def _with_one(images: Tensor) -> Tensor:
     return functional.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
 
 
-def choose_sample(image: NDArray[Any], room: int) -> tuple[TilePlan, list[Tile]]:
-    """Windows of at most `room` pixels together that stand for an image (H, W, 3), and the plan that they are of."""
-    side = min(max(math.isqrt(room // SAMPLE_WINDOWS), SAMPLE_SIDES[0]), SAMPLE_SIDES[1])
+@dataclass(frozen=True)
+class Sample:
+    """Windows that stand for an image: some of the tiles of a plan."""
+
+    plan: TilePlan
+    tiles: Sequence[Tile]
+
+    @property
+    def small(self) -> bool:
+        """Whether more is to be measured than that."""
+        return len(self.tiles) * math.prod(self.plan.window) < ENOUGH_PIXELS
+
+    def thinned(self, step: int) -> Sample:
+        """One of so many windows, from the smooth to the textured."""
+        return Sample(self.plan, self.tiles[::step])
+
+
+def choose_sample(image: NDArray[Any], room: int) -> Sample:
+    """Windows of at most `room` pixels together that stand for an image (H, W, 3)."""
+    (fewest, most), (smallest, largest) = SAMPLE_WINDOWS, SAMPLE_SIDES
+    side = min(max(math.isqrt(room // fewest), smallest), largest)
     height, width = image.shape[:2]
-    plan = plan_tiles(height, width, side, SAMPLE_MARGIN)
-    count = min(room // math.prod(plan.window), MANY_WINDOWS)
-    return plan, representative(image, plan, max(1, count))
+    plan = plan_tiles(height, width, side, int(side * SAMPLE_MARGIN))
+    count = min(room // math.prod(plan.window), most)
+    return Sample(plan, representative(image, plan, max(1, count)))
 
 
 def representative(image: NDArray[Any], plan: TilePlan, count: int) -> list[Tile]:
-    """So many of the tiles of an image (H, W, 3), from the smoothest to the most textured, at even distances."""
+    """So many of the tiles of an image (H, W, 3), from the smooth to the textured, that together look like all of it.
 
-    def texture(tile: Tile) -> float:
-        return float(np.abs(np.diff(image[plan.seen(tile)][:, :, 1].astype(np.float32), axis=1)).mean())
-
-    ranked = sorted(plan.tiles, key=texture)
+    Tiles at even distances are a beginning. Each is then exchanged for that with which the mean of what `_describe`
+    says comes nearest to the image's, until none is: a fifth to a third of the error of attention's means remains.
+    """
+    described = np.stack([_describe(image[tile.core]) for tile in plan.tiles])
+    areas = [math.prod(image[tile.core].shape[:2]) for tile in plan.tiles]
+    apart = described - np.average(described, axis=0, weights=areas)
+    apart /= apart.std(axis=0) + 1e-6
+    ranked = np.argsort(described[:, -1], kind="stable")
     count = min(count, len(ranked))
-    return [ranked[(2 * index + 1) * len(ranked) // (2 * count)] for index in range(count)]
+    chosen = [int(ranked[(2 * index + 1) * len(ranked) // (2 * count)]) for index in range(count)]
+    for _ in range(EXCHANGES):
+        before = list(chosen)
+        for index in range(count):
+            others = chosen[:index] + chosen[index + 1 :]
+            distances = ((apart[others].sum(axis=0) + apart) ** 2).sum(axis=1)
+            distances[others] = np.inf
+            chosen[index] = int(distances.argmin())
+        if chosen == before:
+            break
+    return [plan.tiles[tile] for tile in sorted(chosen, key=lambda tile: float(described[tile, -1]))]
+
+
+def _describe(pixels: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean colour, how many of the greens lie below some levels, and how much neighbours differ."""
+    rgb = to_float(to_tensor([pixels]))[0].numpy()
+    green = rgb[..., 1]
+    shares = [(green < level).mean() for level in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)]
+    steps = [np.abs(np.diff(green, axis=axis, prepend=np.take(green, [0], axis))) for axis in (0, 1)]
+    texture = [each.mean() for step in steps for each in (np.sqrt(step), step)]
+    return np.array([*rgb.mean(axis=(0, 1)), *shares, *texture], np.float64)

@@ -3,7 +3,8 @@
 All tiles pass the first unit before any passes the second. So attention's means over the whole picture are known of
 one unit when the next begins, and each unit begins from what the picture itself has come to. The means of a unit are
 those of a sample of windows, and what the sample lacked in the unit before. What they still are off is known once all
-tiles have passed, and the sample tells what that did to colours: nearly the same everywhere, so it is taken back.
+tiles have passed, and a part of the sample tells what that did to colours: nearly the same everywhere, so it is taken
+back.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, reserve
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
-from sapnet_cli.engine.statistics import MANY_WINDOWS, MeasuringPool, ShiftedPool, change_colours, colour_change
+from sapnet_cli.engine.statistics import MeasuringPool, Sample, ShiftedPool, change_colours, colour_change
 from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
 
 ROWS = 64
-"""Of a window, that are read or written at once."""
+"""Of a window, that are converted at once between memory and disk."""
+
+MENDING = 4
+"""One of so many windows of the sample tells how colours are to be mended."""
 
 
 class Begin(Protocol):
@@ -51,7 +54,7 @@ class TiledForward:
         image: Pixels,
         plan: TilePlan,
         batch: int,
-        sample: tuple[TilePlan, Sequence[Tile]] | None,
+        sample: Sample | None,
     ) -> None:
         """Takes a picture, its tiles, how many of them go together, and windows that stand for it.
 
@@ -75,12 +78,12 @@ class TiledForward:
         with CarriedState(self._plan, *self._image.shape[:2]) as carried:
             for done, (unit, last) in enumerate(passes):
                 target = None if not last else carried if unit + 1 < stages else result
-                part = part_of(report, done / (len(passes) + 1), (done + 1) / (len(passes) + 1))
+                part = part_of(report, done / len(passes), (done + 1) / len(passes))
                 if self._sample is None:
                     self._pass(unit, None, carried, target, part)
                     continue
                 sampled = ShiftedPool(shifts)
-                self._unit(unit, *self._sample, sampled, self._ranging.fork(), carried)
+                self._sample_unit(unit, self._sample, sampled, carried)
                 measured = MeasuringPool(sampled.vectors)
                 self._pass(unit, measured, carried, target, part)
                 shifts = [whole - own for whole, own in zip(measured.means, sampled.means)]
@@ -88,67 +91,74 @@ class TiledForward:
                     self._given += sampled.vectors
                     self._found += measured.means
         if self._sample is not None:
-            self._mend_colours(result, *self._sample, stages)
+            self._mend_colours(result, self._sample.thinned(MENDING), stages)
         return result
 
     def _passes(self, stages: int) -> Iterator[tuple[int, bool]]:
-        """The unit of each pass of all tiles, and whether it counts, or only measures.
+        """The unit of each pass of all tiles, and whether it counts, or only measures what a small sample lacks.
 
-        A unit's means differ from the sample's much as those of the unit before did. But the first has none before it,
-        and with few windows that is not near enough.
+        A unit's means differ from the sample's much as those of the unit before did; but the first has none before it.
         """
         for unit in range(stages):
-            if self._sample is not None:
-                few = len(self._sample[1]) < MANY_WINDOWS
-                yield from [(unit, False)] * ((unit == 0) + few)
+            if self._sample is not None and self._sample.small:
+                yield from [(unit, False)] * (1 + (unit == 0))
             yield unit, True
 
     def _pass(
         self, unit: int, pool: Pool | None, carried: CarriedState, target: CarriedState | Pixels | None, report: Report
     ) -> None:
         """All tiles through one unit, on to the next one or to the result; or only to be measured."""
+        forward: FusedForward | None = None
         for tiles, part in in_groups(self._plan.tiles, self._batch, report):
-            forward = self._unit(unit, self._plan, tiles, pool, self._ranging, carried, part)
+            if forward is not None and forward.count == len(tiles):
+                forward.look_at(self._rainy(self._plan, tiles), [tile.core_in_window for tile in tiles])
+            else:
+                forward = None  # before another makes room of its own
+                forward = self._windows(self._plan, tiles, pool, self._ranging)
+            self._unit(unit, forward, self._plan, tiles, carried, part)
             if isinstance(target, CarriedState):
                 target.write(forward, tiles)
             elif target is not None:
                 for tile, pixels in zip(tiles, to_pixels(finite(forward.estimate()).clamp_(0, 1), target.dtype)):
                     target[tile.core] = pixels[tile.core_in_window]
-            del forward  # the next one makes room of its own
         if target is not None:
             self._ranging.next_unit()
             carried.next_unit()
 
+    def _sample_unit(self, unit: int, sample: Sample, pool: Pool, carried: CarriedState) -> None:
+        """The sample through one unit; it leaves no trace but in the pool."""
+        forward = self._windows(sample.plan, sample.tiles, pool, self._ranging.fork())
+        self._unit(unit, forward, sample.plan, sample.tiles, carried)
+
     def _unit(
         self,
         unit: int,
+        forward: FusedForward,
         plan: TilePlan,
         tiles: Sequence[Tile],
-        pool: Pool | None,
-        ranging: Ranging,
         carried: CarriedState,
         report: Report | None = None,
-    ) -> FusedForward:
+    ) -> None:
         """Windows through one unit, from where the picture is."""
-        forward = self._windows(plan, tiles, pool, ranging)
         if unit:
             carried.read(forward, plan, tiles)
         forward.unit(unit == 0, report)
-        return forward
 
     def _windows(
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
     ) -> FusedForward:
         """A forward over windows of the picture. Their cores count in the pools."""
-        rainy = to_tensor([self._image[plan.seen(tile)] for tile in tiles])
-        return self._begin(rainy, [tile.core_in_window for tile in tiles], pool, ranging)
+        return self._begin(self._rainy(plan, tiles), [tile.core_in_window for tile in tiles], pool, ranging)
 
-    def _mend_colours(self, result: Pixels, plan: TilePlan, tiles: Sequence[Tile], stages: int) -> None:
+    def _rainy(self, plan: TilePlan, tiles: Sequence[Tile]) -> Tensor:
+        return to_tensor([self._image[plan.seen(tile)] for tile in tiles])
+
+    def _mend_colours(self, result: Pixels, sample: Sample, stages: int) -> None:
         """Adds to the result what the sample says that the means would have changed which were found afterwards."""
         own = MeasuringPool(self._given)
-        before = self._windows(plan, tiles, own).run(stages)
+        before = self._windows(sample.plan, sample.tiles, own).run(stages)
         shifts = [whole - mean for whole, mean in zip(self._found, own.means)]
-        after = self._windows(plan, tiles, ShiftedPool(shifts)).run(stages)
+        after = self._windows(sample.plan, sample.tiles, ShiftedPool(shifts)).run(stages)
         if not bool(torch.isfinite(after - before).all()):
             return
         change = colour_change(before, after)
@@ -158,10 +168,10 @@ class TiledForward:
 
 
 class CarriedState:
-    """What a unit leaves to the next, of every pixel of a picture, in an unnamed temporary file.
+    """What a unit leaves to the next, of every pixel of a picture, in unnamed temporary files, one for each plane.
 
-    Floats are stored in half precision. Rows lie in a ring that has room for one row of tiles more than the picture,
-    and each unit writes that much above where it reads: so no tile overwrites what the next ones look at.
+    Rows lie in a ring that has room for one row of tiles more than the picture, and each unit writes that much above
+    where it reads: so no tile overwrites what the next ones look at.
     """
 
     def __init__(self, plan: TilePlan, height: int, width: int) -> None:
@@ -169,7 +179,7 @@ class CarriedState:
         self._lag = max(tile.rows.core_stop - tile.rows.start for tile in plan.tiles)
         self._rows, self._width = height + self._lag, width
         self._top = 0  # where the picture's first row is read
-        self._file: FileIO | None = None
+        self._rings: list[Ring] = []
 
     def __enter__(self) -> CarriedState:
         return self
@@ -177,8 +187,8 @@ class CarriedState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        for ring in self._rings:
+            ring.file.close()
 
     def next_unit(self) -> None:
         """What was written can be read."""
@@ -186,14 +196,10 @@ class CarriedState:
 
     def read(self, forward: FusedForward, plan: TilePlan, tiles: Sequence[Tile]) -> None:
         """Fills the windows of a forward."""
-        for window, tile in enumerate(tiles):
-            rows, columns = plan.seen(tile)
-            for part in _parts(rows):
-                lines = _lines(forward, part, columns)
-                for row, line in enumerate(lines.numpy(), part.start):
-                    self._seek(row, columns, line).readinto(line)
-                for plane, stored in _stored(forward, lines):
-                    plane[window, part.start - rows.start : part.stop - rows.start].copy_(stored)
+        for plane, ring in zip(forward.carried, self._rings):
+            for window, tile in zip(plane, tiles):
+                rows, columns = plan.seen(tile)
+                ring.read(self._top + rows.start, columns.start, window)
 
     def write(self, forward: FusedForward, tiles: Sequence[Tile]) -> None:
         """Takes the cores of a forward's windows.
@@ -201,61 +207,60 @@ class CarriedState:
         Raises:
             OutOfMemoryError: the disk that holds temporary files is full.
         """
-        for window, tile in enumerate(tiles):
-            rows, columns = tile.core
-            inner_rows, inner_columns = tile.core_in_window
-            for part in _parts(rows):
-                lines = _lines(forward, part, columns)
-                first = inner_rows.start + part.start - rows.start
-                for plane, stored in _stored(forward, lines):
-                    stored.copy_(plane[window, first : first + len(lines), inner_columns])
-                try:
-                    for row, line in enumerate(lines.numpy(), part.start - self._lag):
-                        if self._seek(row, columns, line).write(line) != line.nbytes:
-                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                except OSError as error:
-                    size = self._rows * self._width * lines.shape[2] / 1e9
-                    raise OutOfMemoryError(
-                        f"tiles keep {size:.1f} GB in {tempfile.tempdir or 'a temporary file'}: {error.strerror}; "
-                        "point TMPDIR to a larger disk, or use --tile-statistics exact where there is memory"
-                    ) from error
-
-    def _seek(self, row: int, columns: slice, line: NDArray[np.uint8]) -> FileIO:
-        """The file, at some pixels (columns, bytes) of a row of the picture, which may lie above it."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="sapnet-", buffering=0)  # noqa: SIM115 (closed on exit)
-            # better full now than after half of the work
-            reserve(self._file.fileno(), self._rows * self._width * line.shape[1])
-        self._file.seek(((self._top + row) % self._rows * self._width + columns.start) * line.shape[1])
-        return self._file
+        try:
+            if not self._rings:
+                self._rings += [Ring(self._rows, self._width, plane) for plane in forward.carried]
+                for ring in self._rings:  # better full now than after half of the work
+                    reserve(ring.file.fileno(), ring.size)
+            for plane, ring in zip(forward.carried, self._rings):
+                for window, tile in zip(plane, tiles):
+                    rows, columns = tile.core
+                    ring.write(self._top + rows.start - self._lag, columns.start, window[tile.core_in_window])
+        except OSError as error:
+            size = sum(plane.shape[3] * _kind(plane).itemsize for plane in forward.carried)
+            raise OutOfMemoryError(
+                f"tiles keep {self._rows * self._width * size / 1e9:.1f} GB in {tempfile.gettempdir()}: "
+                f"{error.strerror}; point TMPDIR to a larger disk, or use --tile-statistics exact where there is memory"
+            ) from error
 
 
-def _parts(rows: slice) -> Iterator[slice]:
-    """Rows in lower parts."""
-    for start in range(rows.start, rows.stop, ROWS):
-        yield slice(start, min(start + ROWS, rows.stop))
+class Ring:
+    """Rows of one plane in an unnamed temporary file, the first after the last; floats in half precision."""
 
+    def __init__(self, rows: int, width: int, plane: Tensor) -> None:
+        """Takes a number of rows, how wide they are, and a plane (N, H, W, C) with pixels like theirs."""
+        self._rows, self._kind = rows, _kind(plane)
+        self._pixel = plane.shape[3] * self._kind.itemsize
+        self._line = width * self._pixel
+        self.size = rows * self._line
+        self.file: FileIO = tempfile.TemporaryFile(prefix="sapnet-", buffering=0)  # noqa: SIM115 (its owner closes it)
 
-def _lines(forward: FusedForward, rows: slice, columns: slice) -> Tensor:
-    """Room for what a forward carries of some pixels: (rows, columns, bytes)."""
-    size = sum(_bytes(plane) for plane in forward.carried)
-    return torch.empty(rows.stop - rows.start, columns.stop - columns.start, size, dtype=torch.uint8)
+    def read(self, row: int, column: int, target: Tensor) -> None:
+        """Fills (H, W, C) with what lies there, from a row and a column on."""
+        for start, part in enumerate(torch.split(target, ROWS)):
+            as_stored = part.dtype == self._kind and part.device.type == "cpu"
+            lines = part if as_stored else torch.empty(part.shape, dtype=self._kind)
+            for below, line in enumerate(lines.numpy(), start * ROWS):
+                self._seek(row + below, column)
+                self.file.readinto(line)
+            if not as_stored:
+                part.copy_(lines)
 
+    def write(self, row: int, column: int, source: Tensor) -> None:
+        """Stores (H, W, C), whose rows are contiguous, from a row and a column on.
 
-def _stored(forward: FusedForward, lines: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each plane that a forward carries, and the part of `_lines` that holds it."""
-    start = 0
-    for plane in forward.carried:
-        stored = lines[..., start : start + plane.shape[3] * _kind(plane).itemsize]
-        yield plane, stored.view(_kind(plane))
-        start += _bytes(plane)
+        Raises:
+            OSError: the disk is full.
+        """
+        for start, part in enumerate(torch.split(source, ROWS)):
+            for below, line in enumerate(part.to("cpu", self._kind).numpy(), start * ROWS):
+                self._seek(row + below, column)
+                if self.file.write(line) != line.nbytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _seek(self, row: int, column: int) -> None:
+        self.file.seek(row % self._rows * self._line + column * self._pixel)
 
 
 def _kind(plane: Tensor) -> torch.dtype:
     return torch.float16 if plane.is_floating_point() else plane.dtype
-
-
-def _bytes(plane: Tensor) -> int:
-    """Of a pixel of a plane, (N, H, W, C), an even number."""
-    size = plane.shape[3] * _kind(plane).itemsize
-    return size + size % 2
