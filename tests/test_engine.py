@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from sapnet_cli.engine import engine as engine_module
-from sapnet_cli.engine import fused, hardware, statistics
+from sapnet_cli.engine import fused, hardware
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward, FusedWeights
 from sapnet_cli.engine.hardware import choose_device, choose_precision
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.engine.statistics import MeasuringPool
+from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.learner import choose_training_precision
@@ -97,9 +98,9 @@ def test_tiles_look_like_the_whole(
 def test_a_sample_alone_is_near(
     default_model: SAPNet, whole: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What large pictures get, of which the first unit is not measured: here with a sample as small as a tile."""
+    """What large pictures get in int8: nothing is measured before it counts. Here with a sample as small as a tile."""
     monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
-    monkeypatch.setattr(statistics, "ENOUGH_PIXELS", 0)
+    monkeypatch.setattr(engine_module, "TiledForward", lambda *arguments: TiledForward(*arguments[:-1], False))
     config = EngineConfig(device="cpu", precision="fp32", tile=320)
     tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
     assert 255 * np.abs(tiled - whole).mean() < 0.2

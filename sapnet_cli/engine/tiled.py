@@ -2,9 +2,9 @@
 
 All tiles pass the first unit before any passes the second. So attention's means over the whole picture are known of
 one unit when the next begins, and each unit begins from what the picture itself has come to. The means of a unit are
-those of a sample of windows, and what the sample lacked in the unit before. What they still are off is known once all
-tiles have passed, and a part of the sample tells what that did to colours: nearly the same everywhere, so it is taken
-back.
+those of a sample of windows, and what the sample lacked in the unit before. The first unit has none before it. So it is
+measured before it counts where that matters; else a part of the sample tells, once all tiles have passed and the means
+are known, what the error did to colours: nearly the same everywhere, so it is taken back.
 """
 
 from __future__ import annotations
@@ -55,13 +55,16 @@ class TiledForward:
         plan: TilePlan,
         batch: int,
         sample: Sample | None,
+        measured: bool,
     ) -> None:
         """Takes a picture, its tiles, how many of them go together, and windows that stand for it.
 
-        The sample is None where there is no attention, which asks for no means.
+        The sample is None where there is no attention, which asks for no means. `measured` takes another pass of the
+        first unit, and several where the sample is small, to come nearer to the picture's means.
         """
         self._begin, self._ranging = begin, ranging
-        self._image, self._plan, self._batch, self._sample = image, plan, batch, sample
+        self._image, self._plan, self._batch = image, plan, batch
+        self._sample, self._measured = sample, measured
         self._given: list[Tensor] = []
         self._found: list[Tensor] = []
 
@@ -90,18 +93,19 @@ class TiledForward:
                 if last:
                     self._given += sampled.vectors
                     self._found += measured.means
-        if self._sample is not None:
+        if self._sample is not None and not self._measured:
             self._mend_colours(result, self._sample.thinned(MENDING), stages)
         return result
 
     def _passes(self, stages: int) -> Iterator[tuple[int, bool]]:
-        """The unit of each pass of all tiles, and whether it counts, or only measures what a small sample lacks.
+        """The unit of each pass of all tiles, and whether it counts, or only measures what the sample lacks.
 
-        A unit's means differ from the sample's much as those of the unit before did; but the first has none before it.
+        A unit's means differ from the sample's much as those of the unit before did, if that is not too small.
         """
+        few = self._sample is not None and self._sample.small
         for unit in range(stages):
-            if self._sample is not None and self._sample.small:
-                yield from [(unit, False)] * (1 + (unit == 0))
+            if self._sample is not None and self._measured:
+                yield from [(unit, False)] * ((unit == 0) + few)
             yield unit, True
 
     def _pass(
