@@ -258,7 +258,7 @@ class Engine:
         def compute(precision: torch.dtype) -> Pixels:
             begin = partial(self._fused_forward, precision)
             ranging = self._fused_weights(precision).ranging()
-            # in fp32 the means count; other precisions round away what a measured unit gains with a large sample
+            # with a large sample that pays in fp32; in int8 rounding hides what it gains
             measured = sample is not None and (sample.small or precision is torch.float32)
             return TiledForward(begin, ranging, image, plan, batch, sample, measured).run(self.stages, report)
 

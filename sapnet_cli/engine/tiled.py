@@ -65,8 +65,6 @@ class TiledForward:
         self._begin, self._ranging = begin, ranging
         self._image, self._plan, self._batch = image, plan, batch
         self._sample, self._measured = sample, measured
-        self._given: list[Tensor] = []
-        self._found: list[Tensor] = []
 
     def run(self, stages: int, report: Report) -> Pixels:
         """The derained picture after `stages` units, of the same shape and dtype.
@@ -77,6 +75,8 @@ class TiledForward:
         """
         result = np.empty_like(self._image)
         shifts: list[Tensor] = []
+        given: list[Tensor] = []
+        found: list[Tensor] = []
         passes = list(self._passes(stages))
         with CarriedState(self._plan, *self._image.shape[:2]) as carried:
             for done, (unit, last) in enumerate(passes):
@@ -91,10 +91,10 @@ class TiledForward:
                 self._pass(unit, measured, carried, target, part)
                 shifts = [whole - own for whole, own in zip(measured.means, sampled.means)]
                 if last:
-                    self._given += sampled.vectors
-                    self._found += measured.means
+                    given += sampled.vectors
+                    found += measured.means
         if self._sample is not None and not self._measured:
-            self._mend_colours(result, self._sample.thinned(MENDING), stages)
+            self._mend_colours(result, self._sample.thinned(MENDING), given, found, stages)
         return result
 
     def _passes(self, stages: int) -> Iterator[tuple[int, bool]]:
@@ -102,10 +102,9 @@ class TiledForward:
 
         A unit's means differ from the sample's much as those of the unit before did, if that is not too small.
         """
-        few = self._sample is not None and self._sample.small
         for unit in range(stages):
             if self._sample is not None and self._measured:
-                yield from [(unit, False)] * ((unit == 0) + few)
+                yield from [(unit, False)] * ((unit == 0) + self._sample.small)
             yield unit, True
 
     def _pass(
@@ -115,7 +114,7 @@ class TiledForward:
         forward: FusedForward | None = None
         for tiles, part in in_groups(self._plan.tiles, self._batch, report):
             if forward is not None and forward.count == len(tiles):
-                forward.look_at(self._rainy(self._plan, tiles), [tile.core_in_window for tile in tiles])
+                forward.look_at(*self._seen(self._plan, tiles))
             else:
                 forward = None  # before another makes room of its own
                 forward = self._windows(self._plan, tiles, pool, self._ranging)
@@ -151,17 +150,20 @@ class TiledForward:
     def _windows(
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
     ) -> FusedForward:
-        """A forward over windows of the picture. Their cores count in the pools."""
-        return self._begin(self._rainy(plan, tiles), [tile.core_in_window for tile in tiles], pool, ranging)
+        """A forward over windows of the picture."""
+        return self._begin(*self._seen(plan, tiles), pool, ranging)
 
-    def _rainy(self, plan: TilePlan, tiles: Sequence[Tile]) -> Tensor:
-        return to_tensor([self._image[plan.seen(tile)] for tile in tiles])
+    def _seen(self, plan: TilePlan, tiles: Sequence[Tile]) -> tuple[Tensor, list[tuple[slice, slice]]]:
+        """What a forward looks at: windows of the picture, and their cores, which count in the pools."""
+        return to_tensor([self._image[plan.seen(tile)] for tile in tiles]), [tile.core_in_window for tile in tiles]
 
-    def _mend_colours(self, result: Pixels, sample: Sample, stages: int) -> None:
-        """Adds to the result what the sample says that the means would have changed which were found afterwards."""
-        own = MeasuringPool(self._given)
+    def _mend_colours(
+        self, result: Pixels, sample: Sample, given: Sequence[Tensor], found: Sequence[Tensor], stages: int
+    ) -> None:
+        """Adds to the result what the sample says that the means found would have changed, beside those given."""
+        own = MeasuringPool(given)
         before = self._windows(sample.plan, sample.tiles, own).run(stages)
-        shifts = [whole - mean for whole, mean in zip(self._found, own.means)]
+        shifts = [whole - mean for whole, mean in zip(found, own.means)]
         after = self._windows(sample.plan, sample.tiles, ShiftedPool(shifts)).run(stages)
         if not bool(torch.isfinite(after - before).all()):
             return
@@ -213,17 +215,17 @@ class CarriedState:
         """
         try:
             if not self._rings:
-                self._rings += [Ring(self._rows, self._width, plane) for plane in forward.carried]
-                for ring in self._rings:  # better full now than after half of the work
-                    reserve(ring.file.fileno(), ring.size)
+                for plane in forward.carried:
+                    self._rings.append(Ring(self._rows, self._width, plane))
+                    self._rings[-1].reserve()  # better full now than after half of the work
             for plane, ring in zip(forward.carried, self._rings):
                 for window, tile in zip(plane, tiles):
                     rows, columns = tile.core
                     ring.write(self._top + rows.start - self._lag, columns.start, window[tile.core_in_window])
         except OSError as error:
-            size = sum(plane.shape[3] * _kind(plane).itemsize for plane in forward.carried)
+            size = sum(plane.shape[3] * _kind(plane).itemsize for plane in forward.carried) / 1e9  # of a pixel
             raise OutOfMemoryError(
-                f"tiles keep {self._rows * self._width * size / 1e9:.1f} GB in {tempfile.gettempdir()}: "
+                f"tiles keep {self._rows * self._width * size:.1f} GB in {tempfile.tempdir or 'a temporary file'}: "
                 f"{error.strerror}; point TMPDIR to a larger disk, or use --tile-statistics exact where there is memory"
             ) from error
 
@@ -236,8 +238,15 @@ class Ring:
         self._rows, self._kind = rows, _kind(plane)
         self._pixel = plane.shape[3] * self._kind.itemsize
         self._line = width * self._pixel
-        self.size = rows * self._line
         self.file: FileIO = tempfile.TemporaryFile(prefix="sapnet-", buffering=0)  # noqa: SIM115 (its owner closes it)
+
+    def reserve(self) -> None:
+        """Takes the disk's room for all rows.
+
+        Raises:
+            OSError: there is not enough.
+        """
+        reserve(self.file.fileno(), self._rows * self._line)
 
     def read(self, row: int, column: int, target: Tensor) -> None:
         """Fills (H, W, C) with what lies there, from a row and a column on."""
