@@ -125,6 +125,17 @@ def test_exact_statistics(
     assert 255 * difference(exact, whole) < 0.01
 
 
+def test_exact_statistics_without_a_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unusable() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(fused, "free_memory", lambda device: 0)
+    monkeypatch.setattr("tempfile.gettempdir", unusable)
+    config = EngineConfig(device="cpu", precision="fp32", tile=32, overlap=8, tile_statistics="exact")
+    with pytest.raises(OutOfMemoryError, match="point TMPDIR to one"):
+        Engine(random_model(), config).derain(random_pixels(60, 90))
+
+
 def in_strips(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
     monkeypatch.setitem(fused.WHOLE_BYTES, "cpu", 0)
     monkeypatch.setitem(fused.STRIP_PIXELS, "cpu", pixels)

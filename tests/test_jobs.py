@@ -70,6 +70,15 @@ class TestPlan:
         Path("photos/clean/a.jpg").touch()
         assert "photos/clean/a.jpg" not in plan("photos", output="photos/clean")
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+    def test_a_pipe_in_a_folder_is_not_waited_for(self) -> None:
+        os.mkfifo("photos/camera.jpg")
+        Path("photos/gone.jpg").symlink_to("nowhere.jpg")
+        names = plan("photos")
+        assert "photos/camera.jpg" not in names
+        assert "photos/gone.jpg" in names  # so that it fails by name
+        assert plan("photos/camera.jpg") == {"photos/camera.jpg": "clean/camera.jpg"}
+
     def test_a_locked_folder_fails_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = os.scandir
 

@@ -459,12 +459,20 @@ def _place(needed: int, device: torch.device) -> torch.device | None:
     for place in dict.fromkeys((device, torch.device("cpu"))):
         if needed <= free_memory(place) // 2:
             return place
-    if needed > shutil.disk_usage(tempfile.gettempdir()).free:
+    folder = _temporary_folder()
+    if needed > shutil.disk_usage(folder).free:
         raise OutOfMemoryError(
-            f"exact tile statistics need {needed / 2**30:.0f} GB of memory, or of disk in {tempfile.gettempdir()}; "
+            f"exact tile statistics need {needed / 2**30:.0f} GB of memory, or of disk in {folder}; "
             "point TMPDIR to a larger disk, or use --tile-statistics shared"
         )
     return None
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise OutOfMemoryError("no folder for temporary files is writable; point TMPDIR to one") from error
 
 
 def reserve(file: int, size: int) -> None:
@@ -481,10 +489,10 @@ def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device |
     """An uninitialised plane (N, H, W, C): in a place, or in an unnamed temporary file."""
     if place is not None:
         return torch.empty(shape, dtype=dtype, device=place)
-    count = math.prod(shape)
+    count, folder = math.prod(shape), _temporary_folder()
     try:
         with tempfile.NamedTemporaryFile(prefix="sapnet-") as file:  # the name goes at once, the mapping stays
             reserve(file.fileno(), count * dtype.itemsize)  # a disk that fills up later would kill the process
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
     except OSError as error:
-        raise OutOfMemoryError(f"exact tile statistics: {tempfile.gettempdir()}: {error.strerror}") from error
+        raise OutOfMemoryError(f"exact tile statistics: {folder}: {error.strerror}") from error

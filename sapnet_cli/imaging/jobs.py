@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +160,17 @@ def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
             name for name in folders if name[0] != "." and not (inside and Path(parent, name).resolve() == output)
         )
         for name in sorted(files):
-            if name[0] != "." and Path(name).suffix.lower() in FORMAT_OF_SUFFIX:
+            if name[0] != "." and Path(name).suffix.lower() in FORMAT_OF_SUFFIX and not _is_special(Path(parent, name)):
                 yield Path(parent, name)
     yield from locked
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, which would be waited for. What is not there fails by name later."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _walk_remote(path: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
