@@ -347,7 +347,7 @@ def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "--list shows the sets"),
-        (["--dataset", "nowhere"], "nowhere: neither a folder"),
+        (["--dataset", "nowhere"], "nowhere: neither a folder of pairs, nor a CSV file, nor one of rain100l"),
         (["--dataset", "PAIRS", "--images", "x*"], "no rainy picture is named x*"),
         (["--dataset", "PAIRS", "--stages", "few"], "a number of units, or all"),
         (["--dataset", "PAIRS", "-w", "sapnet-general", "-w", "sapnet-general"], "named twice"),

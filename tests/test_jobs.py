@@ -111,6 +111,7 @@ class TestPlan:
             (["photos/a.jpg"], {"output": None, "in_place": True, "suffix": "x"}, "keeps names"),
             (["photos"], {"output": "-"}, "one picture"),
             (["photos"], {"output": "one.png"}, "one file"),
+            (["photos"], {"output": "photos/notes.txt"}, "no folder"),
             (["-"], {}, "standard input needs"),
             (["photos/a.jpg"], {"output": "-", "compare": True}, "second file"),
             (["photos/a.jpg"], {"output": "a.png", "format": "JPEG"}, "contradict"),

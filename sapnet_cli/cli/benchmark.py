@@ -211,6 +211,8 @@ def _find(
 
     paired = True
     known = BENCHMARKS.get(dataset.lower())
+    if known is None and not Path(dataset).exists():
+        raise UsageError(f"{dataset}: neither a folder of pairs, nor a CSV file, nor one of {', '.join(BENCHMARKS)}")
     if known is None or (Path(dataset).is_dir() and os.sep in dataset):
         try:
             pairs = find_pairs(Path(dataset), side_by_side)

@@ -199,6 +199,8 @@ def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOp
         return [Job(found[0][0], target, named, _compare_path(target, options))]
     jobs = []
     folder = None if output is None else open_path(output)
+    if output is not None and not is_url(output) and Path(output).exists() and not Path(output).is_dir():
+        raise UsageError(f"--output {output} is no folder, and its name does not end like a picture's; give either")
     for source, place in found:
         if source is None or place is None:
             raise UsageError("standard input needs --output FILE or --output -")
