@@ -236,6 +236,30 @@ def test_int8_in_strips_and_close_to_the_network(
 
 
 @needs_bytes
+def test_int8_ranges_of_windows_are_those_of_the_picture() -> None:
+    """What lies at the edge of a window, beside zeros, is no part of the picture."""
+    weights = QuantizedWeights(random_model(), torch.float32, torch.device("cpu"))
+    picture = torch.full((1, 40, 64, 3), 250, dtype=torch.uint8)
+
+    def embedded(windows: Tensor, cores: list[tuple[slice, slice]] | None, pooled: list[Tensor]) -> Tensor:
+        with torch.inference_mode():
+            forward = QuantizedForward(weights, windows, cores, MeasuringPool(pooled) if pooled else None)
+            forward.unit(True)
+            forward.ranging.next_unit()
+            pooled += forward.pooled
+            return forward.ranging.current.embedded
+
+    pooled: list[Tensor] = []
+    whole = embedded(picture, None, pooled)
+    windows = torch.cat((picture[:, :, :40], picture[:, :, 24:]))
+    halves = [(slice(0, 40), slice(0, 32)), (slice(0, 40), slice(8, 40))]
+    assert embedded(windows, halves, pooled).equal(whole)
+    inner = picture[:, 8:32, 8:32]
+    alone = embedded(inner, [(slice(1, -1 + 24), slice(1, -1 + 24))], pooled)
+    assert bool((alone <= whole).all())
+    assert not alone.equal(embedded(inner, None, pooled))
+
+
 def test_int8_windows_by_given_vectors() -> None:
     model = random_model(dilations=(1, 4))
     weights = QuantizedWeights(model, torch.float32, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A sample of an image pools to its own mean, shifted by what the whole image was found to differ."""
+"""What a sample of an image says of it, and what the image is measured to be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sapnet_cli.engine.statistics import MeasuringPool, ShiftedPool, change_colours, colour_change, representative
+from sapnet_cli.engine.statistics import (
+    MeasuringPool,
+    SamplePool,
+    calibrate,
+    change_colours,
+    colour_change,
+    representative,
+)
 from sapnet_cli.engine.tiles import Tile, plan_tiles
 
 
@@ -18,22 +25,53 @@ def vector(*values: float) -> torch.Tensor:
 
 
 def test_a_sample_pools_to_its_own_mean() -> None:
-    pool = ShiftedPool()
-    assert pool(vector(1, 2), 10).equal(vector(1, 2))
-    assert pool(vector(3, 4), 10).equal(vector(3, 4))
-    assert [each.tolist() for each in pool.vectors] == [[1, 2], [3, 4]]
+    """Of which larger windows are more."""
+    areas = vector(10, 30)
+    pool = SamplePool(areas)
+    first, second = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 0.0], [5.0, 8.0]])
+    assert pool(first, areas).equal(vector(2.5, 3.5))
+    assert pool(second, areas).equal(vector(5, 6))
+    assert [each.tolist() for each in pool.vectors] == [[2.5, 3.5], [5, 6]]
+    assert pool.windows == [first, second]
 
 
-def test_a_sample_is_shifted_by_what_it_lacks() -> None:
-    pool = ShiftedPool([vector(1), vector(2)])
-    assert [float(pool(vector(10), 1)) for _ in range(3)] == [11, 12, 10]
-    assert [float(mean) for mean in pool.means] == [10] * 3
+def test_a_sample_changes_as_the_image_does() -> None:
+    """From what was found of the image, by as much as the windows' values changed; nothing found is as zero."""
+    areas = vector(1, 1)
+    before = [(torch.tensor([[1.0], [1.0]]), vector(2)), (torch.tensor([[4.0], [4.0]]), vector(3))]
+    pool = SamplePool(areas, before)
+    assert [float(pool(torch.tensor([[9.0], [11.0]]), areas)) for _ in range(3)] == pytest.approx([11, 9, 10])
+
+
+def test_windows_that_the_image_has_more_of_weigh_more() -> None:
+    """Half of the sample is sky, but only a fifth of the image: what is to come is told by that."""
+    random = torch.Generator().manual_seed(0)
+    sky = torch.tensor([0.0, 1.0]).repeat(8)[:, None]
+    before = sky * vector(2, 1, 0) + 0.01 * torch.rand(16, 3, generator=random)
+    image = 0.2 * vector(2, 1, 0) + 0.005
+    areas = torch.ones(16)
+    weights = calibrate([(before, image)], areas)
+    assert float(weights.sum()) == pytest.approx(1)
+    assert float(weights @ sky) == pytest.approx(0.2, abs=0.05)
+    after = sky * vector(1, 5, 3)
+    expected = image + 0.2 * vector(1, 5, 3) - 0.2 * vector(2, 1, 0)
+    found = SamplePool(areas, [(before, image)])(after, areas)
+    plain = image + (after - before).mean(dim=0)
+    assert float((found - expected).norm()) < 0.2 * float((plain - expected).norm())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("found", [9.0, float("nan"), float("inf")])
+def test_windows_that_tell_nothing_weigh_what_their_areas_do(count: int, found: float) -> None:
+    areas = torch.arange(1.0, 1 + count)
+    weights = calibrate([(torch.ones(count, 5), torch.full((5,), found))], areas)
+    torch.testing.assert_close(weights, areas / areas.sum())
 
 
 def test_the_image_is_measured_by_area() -> None:
     pool = MeasuringPool([vector(1, 1), vector(0, 5)])
     for area, means in ((30, (vector(2, 0), vector(1, 5))), (10, (vector(6, 4), vector(5, 9)))):
-        assert [pool(mean, area).tolist() for mean in means] == [[1, 1], [0, 5]]
+        assert [pool(mean[None], vector(area)).tolist() for mean in means] == [[1, 1], [0, 5]]
     assert [mean.tolist() for mean in pool.means] == [[3, 1], [2, 6]]
 
 

@@ -35,7 +35,7 @@ from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 Kernel: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias of a convolution."""
 
-Pool: TypeAlias = Callable[[Tensor, int], Tensor]
+Pool: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """See `FusedForward`."""
 
 PLANES, IMAGE_BYTES = 4, 24
@@ -192,7 +192,8 @@ class FusedForward:
             weights: of the network.
             rainy: (N, H, W, 3), uint8, or float32 in [0, 1], wherever there is room for it.
             cores: rows and columns of each window that count in the pools; None for all of them.
-            pool: turns the mean over the cores, (C,), and their area into the vector to pool to; None takes the mean.
+            pool: turns the mean over each core, (N, C), and the cores' areas, (N,), into the vector to pool to, (C,);
+                None takes the mean over all of them, `average`.
             ranging: of the picture that these are windows of; None for its own.
 
         Raises:
@@ -201,7 +202,7 @@ class FusedForward:
         self.weights = weights
         self.count, self.height, self.width = rainy.shape[:3]
         self.ranging = ranging or weights.ranging()
-        self._pool = pool or (lambda mean, area: mean)
+        self._pool = pool or average
         device, channels = weights.device, weights.model.config.channels
         pixels = self.count * self.height * self.width
         kind = device.type if device.type in WHOLE_BYTES else "cuda"
@@ -220,7 +221,8 @@ class FusedForward:
         """Begins anew with other windows, as many and as large, in the room that was made for those before."""
         self.rainy = rainy
         self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
-        self._area = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
+        areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores]
+        self._areas = torch.tensor(areas, dtype=torch.float32, device=self.weights.device)
         self.pooled: list[Tensor] = []
         self.residual.zero_()
 
@@ -337,9 +339,13 @@ class FusedForward:
         if attention is None:
             return None
         weight, bias = parameters(convolution)
-        pooled = self._pool(self._mean_of(weight) + bias, self._area)
-        self.pooled.append(pooled)
+        pooled = self._pool_of(self._means_of(weight) + bias)
         return cast(Tensor, attention(pooled.view(1, -1, 1, 1))).view(-1)
+
+    def _pool_of(self, means: Tensor) -> Tensor:
+        """What the picture has, (C,), of what each core has on average, (N, C)."""
+        self.pooled.append(self._pool(means, self._areas))
+        return self.pooled[-1]
 
     def _project(self, features: Tensor) -> None:
         """What the next estimate adds to the rainy image."""
@@ -396,22 +402,21 @@ class FusedForward:
                         self._columns[picture, down].sub_(beyond, alpha=step)
 
     def _sums(self) -> Tensor:
-        """The sums that were collected, (3, 3, C); the next `_begin` begins anew."""
+        """The sums that were collected, (N, 3, 3, C); the next `_begin` begins anew."""
         if self._rectangles is not None:
             return self._rectangles
         columns = cast(Tensor, self._columns)
-        sums = torch.zeros(3, 3, columns.shape[-1], device=columns.device)
-        for picture, (_, core) in enumerate(self.cores):
+        self._rectangles = torch.zeros(self.count, 3, 3, columns.shape[-1], device=columns.device)
+        for sums, seen, (_, core) in zip(self._rectangles, columns, self.cores):
             for right, shift in enumerate((-self._dilation, 0, self._dilation)):
                 left, end = max(0, core.start + shift), max(0, min(self.width, core.stop + shift))
-                sums[:, right] += columns[picture, :, left:end].sum(dim=1)
-        self._rectangles = sums
-        return sums
+                sums[:, right] = seen[:, left:end].sum(dim=1)
+        return self._rectangles
 
-    def _mean_of(self, weight: Tensor) -> Tensor:
-        """The mean over the cores of what a kernel gives of the collected input, without its bias, (C,)."""
-        mean: Tensor = weight.flatten(1) @ self._sums().permute(2, 0, 1).flatten() / self._area
-        return mean
+    def _means_of(self, weight: Tensor) -> Tensor:
+        """The mean over each core of what a kernel gives of the collected input, without its bias, (N, C)."""
+        means: Tensor = self._sums().permute(0, 3, 1, 2).flatten(1) @ weight.flatten(1).t() / self._areas[:, None]
+        return means
 
     def _cut(self, pixels: int) -> Iterator[Strip]:
         """Strips of about so many pixels, all about as high."""
@@ -421,6 +426,11 @@ class FusedForward:
             for start, stop in pairwise(borders):
                 if start < stop:
                     yield Strip(picture, start, stop)
+
+
+def average(means: Tensor, areas: Tensor) -> Tensor:
+    """The mean over cores, of the means over each, (N, C), and their areas, (N,)."""
+    return (areas / areas.sum()) @ means
 
 
 def _tanh_(values: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ class QuantizedWeights(FusedWeights):
 class QuantizedForward(FusedForward):
     """A `FusedForward` whose convolutions read bytes. What skips a block stays in floating point.
 
-    The sums that attention needs also mend the mean that rounded kernels shift.
+    The sums that attention needs also mend the mean that rounded kernels shift: it is pooled as those are.
     """
 
     weights: QuantizedWeights
@@ -269,13 +269,16 @@ class QuantizedForward(FusedForward):
         width = len(steps)
         border = torch.zeros(width if first_unit else 2 * width, dtype=torch.uint8)
         border[width:] = HIDDEN_ZERO
-        largest = torch.full((self.width, width), -128.0)
+        largest = torch.full((width,), -128.0)
         for strip in self.lstm_strips:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             images = self._images(strip, low - 1, high + 1, torch.float32)
             embedded = functional.conv2d(images, *embed, padding=(0, 1)).permute(0, 2, 3, 1)
             seen, inside = _framed(embedded, border, (low - strip.start + 1, strip.stop + 1 - high))
-            largest = torch.maximum(largest, embedded[0].amax(dim=0))
+            rows, columns = self.cores[strip.picture or 0]
+            counted = embedded[0, max(0, rows.start - low) : max(0, rows.stop - low)]  # a window's edge is no picture's
+            if len(counted):
+                largest = torch.maximum(largest, counted.amax(dim=0)[columns].amax(dim=0))
             _to_bytes(embedded.clamp_(-128, 127), inside[..., :width])
             if not first_unit:
                 inside[..., width:].copy_(strip.rows(self.hidden, low, high))
@@ -283,7 +286,7 @@ class QuantizedForward(FusedForward):
             half = self._recur_by_halves(gated.permute(0, 2, 3, 1), strip)
             self._collect(half, strip, 2)
             _to_bytes(half * (2 / HIDDEN_STEP), strip.of(self.spare))
-        self.ranging.see_embedded((largest.amax(dim=0) + 128) * steps)
+        self.ranging.see_embedded((largest + 128) * steps)
         self.hidden, self.spare = self.spare, self.hidden
 
     def _recur_by_halves(self, gates: Tensor, strip: Strip) -> Tensor:
@@ -350,7 +353,7 @@ class QuantizedForward(FusedForward):
         kernel = self.weights.convolutions[convolution]
         scale = self._attend(convolution, attention)
         if self._columns is not None:
-            kernel = kernel.shifted(self._mean_of(kernel.lost))
+            kernel = kernel.shifted(self._pool_of(self._means_of(kernel.lost)))
         return kernel.scaled(scale)
 
 

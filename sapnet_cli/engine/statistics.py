@@ -3,7 +3,7 @@
 Channel residual attention scales each channel by what a pool over the *whole* image sees, and each pool follows from
 those before it. Tiles that pool over themselves give every tile a look of its own, and seams between them. So a
 sample of windows pools first, for the whole image; then the image passes, pooled to what the sample gave, and is
-measured: how much its means differ from the sample's shifts what the sample gives in the next unit.
+measured: what was found of it and of the sample says what the sample means for it in the next unit.
 """
 
 from __future__ import annotations
@@ -31,28 +31,39 @@ SAMPLE_MARGIN = 1 / 6
 ENOUGH_PIXELS = 500_000
 """A sample of so many is near enough to a large image; with a smaller one, more is measured."""
 
+RIDGE = 0.1
+"""How much `calibrate` is held back, as a share of how far apart windows are."""
+
+LEAST_SPREAD = 1e-3
+"""Windows that differ by less of their mean tell nothing."""
+
 EXCHANGES = 20
 """At most so many times each window is exchanged for a better one; on photos three to six times were enough."""
 
 
-class ShiftedPool:
-    """Pools a sample to its own mean, shifted towards that of the image.
+class SamplePool:
+    """Pools a sample to what it says of the image's mean.
+
+    That is its own mean at first. Once both were found to be something before, the image is taken to have changed as
+    the sample has, of which each window weighs as `calibrate` says.
 
     Attributes:
-        means: of the sample itself so far, (C,) each, in the order of the pools of a forward.
-        vectors: that it gave instead.
+        windows: mean over each window so far, (N, C) each, in the order of the pools of a forward.
+        vectors: that it gave.
     """
 
-    def __init__(self, shifts: Sequence[Tensor] = ()) -> None:
-        """Takes the shift at each pool, (C,), of as many as are known."""
-        self._shifts = iter(shifts)
-        self.means: list[Tensor] = []
+    def __init__(self, areas: Tensor, before: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        """Takes the windows' areas, (N,), and, at each pool, what windows and image had before, (N, C) and (C,)."""
+        self._weights = calibrate(before, areas)
+        self._before = iter(before)
+        self.windows: list[Tensor] = []
         self.vectors: list[Tensor] = []
 
-    def __call__(self, mean: Tensor, area: int) -> Tensor:
-        """Takes the mean over the sample's cores, (C,), and their area; returns the vector to pool to."""
-        self.means.append(mean)
-        self.vectors.append(mean + next(self._shifts, 0))
+    def __call__(self, means: Tensor, areas: Tensor) -> Tensor:
+        """Takes the mean over each window, (N, C); returns the vector to pool to."""
+        windows, image = next(self._before, (0, 0))
+        self.windows.append(means)
+        self.vectors.append(image + self._weights.to(means) @ (means - windows))
         return self.vectors[-1]
 
 
@@ -63,14 +74,14 @@ class MeasuringPool:
         """Takes the vectors, (C,) each, in the order of the pools of a forward."""
         self._given = given
         self._sums = [torch.zeros_like(vector) for vector in given]
-        self._area = 0
+        self._area = 0.0
         self._position = 0
 
-    def __call__(self, mean: Tensor, area: int) -> Tensor:
-        """Takes the mean over the cores of some tiles, (C,), and their area; returns the vector to pool to."""
+    def __call__(self, means: Tensor, areas: Tensor) -> Tensor:
+        """Takes the mean over the core of some tiles each, (N, C), and areas, (N,); returns the vector to pool to."""
         position = self._position
-        self._sums[position] += mean * area
-        self._area += area if position == 0 else 0
+        self._sums[position] += areas @ means
+        self._area += float(areas.sum()) if position == 0 else 0
         self._position = (position + 1) % len(self._given)
         return self._given[position]
 
@@ -78,6 +89,38 @@ class MeasuringPool:
     def means(self) -> list[Tensor]:
         """Over all tiles that passed, (C,) each."""
         return [total / self._area for total in self._sums]
+
+
+def calibrate(known: Sequence[tuple[Tensor, Tensor]], areas: Tensor) -> Tensor:
+    """What windows are to weigh so that they mean what the image does: by their areas, and some more or less.
+
+    As much so as these few can tell, and none less than nothing: a ridge regression, survey sampling's calibration of
+    weights.
+
+    Args:
+        known: of windows and image, (N, F) and (F,); each such group counts as much as another.
+        areas: of windows, (N,).
+
+    Returns:
+        (N,), which adds up to 1; by their areas alone where nothing is known, or what is not finite.
+    """
+    shares = areas.double() / areas.sum()
+    if not known or not all(bool(torch.isfinite(image).all()) for _, image in known):
+        return shares.float()
+    apart, missing = [], []
+    for windows, image in ((windows.cpu().double(), image.cpu().double()) for windows, image in known):
+        mean = shares @ windows
+        scale = (windows - mean).square().mean().sqrt().clamp_min(LEAST_SPREAD * float(mean.abs().mean()) + 1e-12)
+        apart.append((windows - mean) / scale)
+        missing.append((image - mean) / scale)
+    features = torch.cat(apart, dim=1)
+    alike = features @ features.T
+    alike.diagonal().add_(RIDGE * features.shape[1])
+    more = torch.linalg.solve(alike, features @ torch.cat(missing))
+    more -= shares * more.sum()
+    as_much = min(1.0, float((shares / (-more).clamp_min(1e-12)).min()))
+    weights: Tensor = shares + as_much * more
+    return weights.float()
 
 
 def colour_change(before: Tensor, after: Tensor) -> Tensor:
@@ -112,6 +155,11 @@ class Sample:
 
     plan: TilePlan
     tiles: Sequence[Tile]
+
+    @property
+    def areas(self) -> Tensor:
+        """Of the windows' cores, (N,)."""
+        return torch.tensor([math.prod(side.stop - side.start for side in tile.core) for tile in self.tiles]).float()
 
     @property
     def small(self) -> bool:

@@ -2,9 +2,9 @@
 
 All tiles pass the first unit before any passes the second. So attention's means over the whole picture are known of
 one unit when the next begins, and each unit begins from what the picture itself has come to. The means of a unit are
-those of a sample of windows, and what the sample lacked in the unit before. The first unit has none before it. So it is
-measured before it counts where that matters; else a part of the sample tells, once all tiles have passed and the means
-are known, what the error did to colours: nearly the same everywhere, so it is taken back.
+what a sample of windows says of them. The first unit has none before it. So it is measured before it counts where that
+matters; else a part of the sample tells, once all tiles have passed and the means are known, what the error did to
+colours: nearly the same everywhere, so it is taken back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, reserve
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
-from sapnet_cli.engine.statistics import MeasuringPool, Sample, ShiftedPool, change_colours, colour_change
+from sapnet_cli.engine.statistics import MeasuringPool, Sample, SamplePool, change_colours, colour_change
 from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
 
@@ -74,7 +74,7 @@ class TiledForward:
             OutOfMemoryError: the disk that holds temporary files is full.
         """
         result = np.empty_like(self._image)
-        shifts: list[Tensor] = []
+        before: list[tuple[Tensor, Tensor]] = []
         given: list[Tensor] = []
         found: list[Tensor] = []
         passes = list(self._passes(stages))
@@ -85,11 +85,11 @@ class TiledForward:
                 if self._sample is None:
                     self._pass(unit, None, carried, target, part)
                     continue
-                sampled = ShiftedPool(shifts)
+                sampled = SamplePool(self._sample.areas, before)
                 self._sample_unit(unit, self._sample, sampled, carried)
                 measured = MeasuringPool(sampled.vectors)
                 self._pass(unit, measured, carried, target, part)
-                shifts = [whole - own for whole, own in zip(measured.means, sampled.means)]
+                before = list(zip(sampled.windows, measured.means))
                 if last:
                     given += sampled.vectors
                     found += measured.means
@@ -163,8 +163,8 @@ class TiledForward:
         """Adds to the result what the sample says that the means found would have changed, beside those given."""
         own = MeasuringPool(given)
         before = self._windows(sample.plan, sample.tiles, own).run(stages)
-        shifts = [whole - mean for whole, mean in zip(found, own.means)]
-        after = self._windows(sample.plan, sample.tiles, ShiftedPool(shifts)).run(stages)
+        known = [(mean.expand(len(sample.tiles), -1), whole) for mean, whole in zip(own.means, found)]
+        after = self._windows(sample.plan, sample.tiles, SamplePool(sample.areas, known)).run(stages)
         if not bool(torch.isfinite(after - before).all()):
             return
         change = colour_change(before, after)
