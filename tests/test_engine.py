@@ -260,6 +260,7 @@ def test_int8_ranges_of_windows_are_those_of_the_picture() -> None:
     assert not alone.equal(embedded(inner, None, pooled))
 
 
+@needs_bytes
 def test_int8_windows_by_given_vectors() -> None:
     model = random_model(dilations=(1, 4))
     weights = QuantizedWeights(model, torch.float32, torch.device("cpu"))

@@ -27,7 +27,7 @@ def vector(*values: float) -> torch.Tensor:
 def test_a_sample_pools_to_its_own_mean() -> None:
     """Of which larger windows are more."""
     areas = vector(10, 30)
-    pool = SamplePool(areas)
+    pool = SamplePool()
     first, second = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 0.0], [5.0, 8.0]])
     assert pool(first, areas).equal(vector(2.5, 3.5))
     assert pool(second, areas).equal(vector(5, 6))
@@ -39,7 +39,7 @@ def test_a_sample_changes_as_the_image_does() -> None:
     """From what was found of the image, by as much as the windows' values changed; nothing found is as zero."""
     areas = vector(1, 1)
     before = [(torch.tensor([[1.0], [1.0]]), vector(2)), (torch.tensor([[4.0], [4.0]]), vector(3))]
-    pool = SamplePool(areas, before)
+    pool = SamplePool(before)
     assert [float(pool(torch.tensor([[9.0], [11.0]]), areas)) for _ in range(3)] == pytest.approx([11, 9, 10])
 
 
@@ -55,7 +55,7 @@ def test_windows_that_the_image_has_more_of_weigh_more() -> None:
     assert float(weights @ sky) == pytest.approx(0.2, abs=0.05)
     after = sky * vector(1, 5, 3)
     expected = image + 0.2 * vector(1, 5, 3) - 0.2 * vector(2, 1, 0)
-    found = SamplePool(areas, [(before, image)])(after, areas)
+    found = SamplePool([(before, image)])(after, areas)
     plain = image + (after - before).mean(dim=0)
     assert float((found - expected).norm()) < 0.2 * float((plain - expected).norm())
 

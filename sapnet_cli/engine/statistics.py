@@ -52,18 +52,20 @@ class SamplePool:
         vectors: that it gave.
     """
 
-    def __init__(self, areas: Tensor, before: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
-        """Takes the windows' areas, (N,), and, at each pool, what windows and image had before, (N, C) and (C,)."""
-        self._weights = calibrate(before, areas)
-        self._before = iter(before)
+    def __init__(self, before: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        """Takes what windows and image had before at each pool, (N, C) and (C,)."""
+        self._known, self._before = before, iter(before)
+        self._weights: Tensor | None = None
         self.windows: list[Tensor] = []
         self.vectors: list[Tensor] = []
 
     def __call__(self, means: Tensor, areas: Tensor) -> Tensor:
-        """Takes the mean over each window, (N, C); returns the vector to pool to."""
+        """Takes the mean over each window, (N, C), and their areas, (N,); returns the vector to pool to."""
+        if self._weights is None:
+            self._weights = calibrate(self._known, areas).to(means)
         windows, image = next(self._before, (0, 0))
         self.windows.append(means)
-        self.vectors.append(image + self._weights.to(means) @ (means - windows))
+        self.vectors.append(image + self._weights @ (means - windows))
         return self.vectors[-1]
 
 
@@ -104,7 +106,7 @@ def calibrate(known: Sequence[tuple[Tensor, Tensor]], areas: Tensor) -> Tensor:
     Returns:
         (N,), which adds up to 1; by their areas alone where nothing is known, or what is not finite.
     """
-    shares = areas.double() / areas.sum()
+    shares = areas.cpu().double() / float(areas.sum())
     if not known or not all(bool(torch.isfinite(image).all()) for _, image in known):
         return shares.float()
     apart, missing = [], []
@@ -155,11 +157,6 @@ class Sample:
 
     plan: TilePlan
     tiles: Sequence[Tile]
-
-    @property
-    def areas(self) -> Tensor:
-        """Of the windows' cores, (N,)."""
-        return torch.tensor([math.prod(side.stop - side.start for side in tile.core) for tile in self.tiles]).float()
 
     @property
     def small(self) -> bool:

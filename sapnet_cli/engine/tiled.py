@@ -85,7 +85,7 @@ class TiledForward:
                 if self._sample is None:
                     self._pass(unit, None, carried, target, part)
                     continue
-                sampled = SamplePool(self._sample.areas, before)
+                sampled = SamplePool(before)
                 self._sample_unit(unit, self._sample, sampled, carried)
                 measured = MeasuringPool(sampled.vectors)
                 self._pass(unit, measured, carried, target, part)
@@ -163,8 +163,9 @@ class TiledForward:
         """Adds to the result what the sample says that the means found would have changed, beside those given."""
         own = MeasuringPool(given)
         before = self._windows(sample.plan, sample.tiles, own).run(stages)
+        # so few tell nothing of each other: as if all had the same mean
         known = [(mean.expand(len(sample.tiles), -1), whole) for mean, whole in zip(own.means, found)]
-        after = self._windows(sample.plan, sample.tiles, SamplePool(sample.areas, known)).run(stages)
+        after = self._windows(sample.plan, sample.tiles, SamplePool(known)).run(stages)
         if not bool(torch.isfinite(after - before).all()):
             return
         change = colour_change(before, after)
