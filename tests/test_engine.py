@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -125,13 +126,18 @@ def test_exact_statistics(
     assert 255 * difference(exact, whole) < 0.01
 
 
-def test_exact_statistics_without_a_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("statistics", ["shared", "exact"])
+def test_without_a_folder_for_temporary_files(
+    statistics: Literal["shared", "exact"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unusable() -> str:
         raise FileNotFoundError(2, "No usable temporary directory found")
 
-    monkeypatch.setattr(fused, "free_memory", lambda device: 0)
+    if statistics == "exact":
+        monkeypatch.setattr(fused, "free_memory", lambda device: 0)
+    monkeypatch.setattr("sapnet_cli.engine.engine.CPU_BUDGET", 0)
     monkeypatch.setattr("tempfile.gettempdir", unusable)
-    config = EngineConfig(device="cpu", precision="fp32", tile=32, overlap=8, tile_statistics="exact")
+    config = EngineConfig(device="cpu", precision="fp32", tile=32, overlap=8, tile_statistics=statistics)
     with pytest.raises(OutOfMemoryError, match="point TMPDIR to one"):
         Engine(random_model(), config).derain(random_pixels(60, 90))
 

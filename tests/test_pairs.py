@@ -124,6 +124,16 @@ def test_bad_pairs_are_named_and_left_out(tmp_path: Path) -> None:
     assert "3 pairs, 3 of 64x48; 2 to train on, 1 held out" in data.summary[0]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_among_the_pairs_is_not_waited_for(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 2)
+    for name in ("input/3.png", "target/3.png"):
+        os.mkfifo(tmp_path / name)
+    listing = find_pairs(tmp_path)
+    assert [pair.rainy.name for pair in listing.pairs] == ["1.png", "2.png"]
+    assert not listing.problems
+
+
 def test_too_few_good_pairs(tmp_path: Path) -> None:
     write_pairs(tmp_path, 2)
     (tmp_path / "input" / "1.png").write_text("no picture")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from sapnet_cli.errors import UsageError
-from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX
+from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, is_picture_file
 
 FOLDER_LAYOUTS = (
     ("input", "target"),
@@ -95,8 +95,7 @@ def find_pairs(source: Path, side_by_side: SideBySide | None = None) -> PairList
 
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures right in a folder, by their endings, in natural order."""
-    files = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted((path for path in files if path.suffix.lower() in FORMAT_OF_SUFFIX), key=_natural_order)
+    return sorted(filter(is_picture_file, folder.iterdir()), key=_natural_order)
 
 
 def find_unpaired(source: Path) -> PairListing | None:

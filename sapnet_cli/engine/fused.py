@@ -469,7 +469,7 @@ def _place(needed: int, device: torch.device) -> torch.device | None:
     for place in dict.fromkeys((device, torch.device("cpu"))):
         if needed <= free_memory(place) // 2:
             return place
-    folder = _temporary_folder()
+    folder = temporary_folder()
     if needed > shutil.disk_usage(folder).free:
         raise OutOfMemoryError(
             f"exact tile statistics need {needed / 2**30:.0f} GB of memory, or of disk in {folder}; "
@@ -478,7 +478,12 @@ def _place(needed: int, device: torch.device) -> torch.device | None:
     return None
 
 
-def _temporary_folder() -> str:
+def temporary_folder() -> str:
+    """Where temporary files go.
+
+    Raises:
+        OutOfMemoryError: nowhere.
+    """
     try:
         return tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -499,7 +504,7 @@ def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device |
     """An uninitialised plane (N, H, W, C): in a place, or in an unnamed temporary file."""
     if place is not None:
         return torch.empty(shape, dtype=dtype, device=place)
-    count, folder = math.prod(shape), _temporary_folder()
+    count, folder = math.prod(shape), temporary_folder()
     try:
         with tempfile.NamedTemporaryFile(prefix="sapnet-") as file:  # the name goes at once, the mapping stays
             reserve(file.fileno(), count * dtype.itemsize)  # a disk that fills up later would kill the process

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, reserve
+from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, reserve, temporary_folder
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.statistics import MeasuringPool, Sample, SamplePool, change_colours, colour_change
@@ -212,8 +212,9 @@ class CarriedState:
         """Takes the cores of a forward's windows.
 
         Raises:
-            OutOfMemoryError: the disk that holds temporary files is full.
+            OutOfMemoryError: the disk that holds temporary files is full, or there is none.
         """
+        folder = temporary_folder()
         try:
             if not self._rings:
                 for plane in forward.carried:
@@ -226,7 +227,7 @@ class CarriedState:
         except OSError as error:
             size = sum(plane.shape[3] * _kind(plane).itemsize for plane in forward.carried) / 1e9  # of a pixel
             raise OutOfMemoryError(
-                f"tiles keep {self._rows * self._width * size:.1f} GB in {tempfile.tempdir or 'a temporary file'}: "
+                f"tiles keep {self._rows * self._width * size:.1f} GB in {folder}: "
                 f"{error.strerror}; point TMPDIR to a larger disk, or use --tile-statistics exact where there is memory"
             ) from error
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sapnet_cli.errors import UsageError
 from sapnet_cli.files import find_remote, fixed_parts, identity, is_url, open_path
-from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS
+from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS, is_picture_file
 
 STREAM = "-"
 """Stands for standard input or standard output."""
@@ -160,17 +159,9 @@ def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
             name for name in folders if name[0] != "." and not (inside and Path(parent, name).resolve() == output)
         )
         for name in sorted(files):
-            if name[0] != "." and Path(name).suffix.lower() in FORMAT_OF_SUFFIX and not _is_special(Path(parent, name)):
+            if is_picture_file(Path(parent, name)):
                 yield Path(parent, name)
     yield from locked
-
-
-def _is_special(path: Path) -> bool:
-    """Whether it is a pipe, a socket or a device, which would be waited for. What is not there fails by name later."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
 
 
 def _walk_remote(path: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:

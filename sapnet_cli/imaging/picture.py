@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -79,3 +81,16 @@ def luma(rgb: NDArray[Any]) -> NDArray[Any]:
     """Grey of an RGB picture by BT.601, (H, W, 3) to (H, W), same dtype; equal channels give themselves."""
     grey = rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     return grey.astype(rgb.dtype) if rgb.dtype == np.float32 else np.rint(grey).astype(rgb.dtype)
+
+
+def is_picture_file(path: Path) -> bool:
+    """Whether a listing of its folder is to take it: by its ending, and not if it is hidden.
+
+    A pipe, a socket or a device would be waited for, so it is not; a link to nothing is, and fails by name later.
+    """
+    if path.name.startswith(".") or path.suffix.lower() not in FORMAT_OF_SUFFIX:
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
