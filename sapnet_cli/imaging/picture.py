@@ -86,7 +86,8 @@ def luma(rgb: NDArray[Any]) -> NDArray[Any]:
 def is_picture_file(path: Path) -> bool:
     """Whether a listing of its folder is to take it: by its ending, and not if it is hidden.
 
-    A pipe, a socket or a device would be waited for, so it is not; a link to nothing is, and fails by name later.
+    A pipe, a socket or a device would be waited for, so it is not, nor is a folder of such a name; a link to nothing
+    is, and fails by name later.
     """
     if path.name.startswith(".") or path.suffix.lower() not in FORMAT_OF_SUFFIX:
         return False
