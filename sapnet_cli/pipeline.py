@@ -135,7 +135,7 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
     except SapnetError as error:
         return Record(job, "failed", error=str(error))
     except OSError as error:
-        return Record(job, "failed", error=_describe(error))
+        return Record(job, "failed", error=_describe(error, job))
     return _Work(job, picture, time.perf_counter() - start)
 
 
@@ -245,7 +245,7 @@ def _write(item: _Work | Record, options: FileOptions) -> Record:
     except ImageError as error:
         return record("failed", str(error))
     except OSError as error:
-        return record("failed", _describe(error))
+        return record("failed", _describe(error, job))
     return record("done")
 
 
@@ -274,6 +274,8 @@ def _alike(first: Picture, second: Picture) -> bool:
     return first.rgb.shape == second.rgb.shape and first.rgb.dtype == second.rgb.dtype
 
 
-def _describe(error: OSError) -> str:
+def _describe(error: OSError, job: Job) -> str:
+    """Why, and of which file unless that is the source, which messages begin with."""
     reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename else reason
+    named = error.filename and str(error.filename) != job.source_name
+    return f"{error.filename}: {reason}" if named else reason

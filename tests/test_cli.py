@@ -23,10 +23,13 @@ ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
 
 
 def run(
-    *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None
+    *arguments: str | Path,
+    stdin: bytes | None = None,
+    cwd: Path | None = None,
+    env: dict[str, str] = ENVIRONMENT,
 ) -> subprocess.CompletedProcess[bytes]:
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=ENVIRONMENT, timeout=300, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=env, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +164,42 @@ def test_list_of_paths(photos: Path, tmp_path: Path, tiny: Path) -> None:
     result = run("derain", "--from-file", "-", "-o", "two", "-w", tiny, cwd=tmp_path, stdin=b"photos/a.png\n")
     assert result.returncode == 0
     assert set(snapshot(tmp_path / "two")) == {"photos/a.png"}
+
+
+def test_lists_as_files_and_tools_write_them(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    odd = os.fsdecode(b"\xe9t\xe9.png")  # Latin-1
+    (photos / odd).write_bytes((photos / "a.png").read_bytes())
+    lists = {
+        "latin": b"photos/a.png\nphotos/\xe9t\xe9.png\n",
+        "windows": b"\xef\xbb\xbfphotos/a.png\r\nphotos/sub/c.webp\r\n",
+        "print0": b"photos/a.png\0photos/\xe9t\xe9.png\0",
+    }
+    for name, data in lists.items():
+        (tmp_path / name).write_bytes(data)
+        second = "photos/sub/c.webp" if name == "windows" else f"photos/{odd}"
+        for list_name, stdin in ((name, None), ("-", data)):
+            output = tmp_path / f"of {name} {list_name}"
+            environment = {**ENVIRONMENT, "PYTHONIOENCODING": "utf-8:strict"}  # as where LANG is en_US.UTF-8
+            result = run(
+                "derain", "--from-file", list_name, "-o", output, "-w", tiny, cwd=tmp_path, stdin=stdin, env=environment
+            )
+            assert result.returncode == 0, result.stderr
+            assert set(snapshot(output)) == {"photos/a.png", second}
+    result = run("derain", "--from-file", "photos/a.png", "-o", "x", "-w", tiny, cwd=tmp_path)
+    assert (result.returncode, b"not a text file of paths" in result.stderr) == (2, True)
+
+
+def test_names_do_not_reach_the_terminal_as_commands(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    (photos / "\x1b[31mred\n.png").write_text("not a picture")
+    result = run("derain", photos, "-o", tmp_path / "clean", "-w", tiny)
+    assert b"\x1b" not in result.stderr
+    assert b"\\x1b[31mred\\n.png: not a picture" in result.stderr
+
+
+def test_a_missing_file_is_named_once(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "list").write_text("gone.png")
+    result = run("derain", "--from-file", "list", "-o", "clean", "-w", tiny, cwd=tmp_path)
+    assert result.stderr.decode().splitlines()[0] == "error: gone.png: No such file or directory"
 
 
 def test_in_place_compare_and_format(photos: Path, tmp_path: Path, tiny: Path) -> None:

@@ -95,7 +95,9 @@ def derain(
     from_file: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="Read further input paths from a text file, one a line; - for standard input."
+            metavar="LIST",
+            help="Read further input paths from a text file, one a line (or as find -print0 writes them); - for "
+            "standard input.",
         ),
     ] = None,
     in_place: Annotated[
@@ -311,20 +313,20 @@ def _run_here(
     return run_jobs(jobs, engines, options, out.computed)
 
 
-def _read_list(name: str | None) -> Iterator[str]:
-    """Lines of the list of inputs; none if no list was given."""
+def _read_list(name: str | None) -> list[str]:
+    """The paths of the list of inputs, a line each, or each ended by a NUL (`find -print0`); none without a list."""
     if name is None:
-        return
-    if name == "-":
-        yield from sys.stdin
-        return
+        return []
     try:
-        with Path(name).open(encoding="utf-8") as lines:
-            yield from lines
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"{name}: cannot read this list: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not a text file of paths, one a line") from error
+    separator = "\0" if data.endswith(b"\0") else "\n"
+    # names on a disk may be in any encoding, and are taken as Python gives them
+    paths = data.decode("utf-8-sig", errors="surrogateescape").rstrip(separator).split(separator)
+    if any("\0" in path for path in paths):
+        raise UsageError(f"{name}: not a text file of paths, one a line")
+    return paths
 
 
 def _refuse_unwritable(image_format: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Output:
@@ -97,12 +100,12 @@ class Output:
     def info(self, line: str) -> None:
         """Something that a user may want to know."""
         if not self.quiet:
-            self.console.print(line, markup=False)
+            self.console.print(_on_one_line(line), markup=False)
 
     def warn(self, line: str) -> None:
         """Something that a user should know."""
         if not self.quiet:
-            self.console.print(f"warning: {line}", markup=False, style="yellow")
+            self.console.print(f"warning: {_on_one_line(line)}", markup=False, style="yellow")
 
     def error(self, line: str) -> None:
         """Something that went wrong; said even when quiet."""
@@ -117,7 +120,12 @@ class Output:
 
 def print_error(line: str, console: Console | None = None) -> None:
     """`error: ...` on standard error."""
-    (console or _standard_error()).print(f"error: {line}", markup=False, style="red")
+    (console or _standard_error()).print(f"error: {_on_one_line(line)}", markup=False, style="red")
+
+
+def _on_one_line(text: str) -> str:
+    """Control characters, which may be in names of files, as Python would write them: a terminal obeys them."""
+    return CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _standard_error() -> Console:
