@@ -19,7 +19,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from conftest import invoke
+from conftest import invoke, random_model
 from hub_server import serve
 from PIL import Image
 from safetensors.torch import save_file
@@ -36,6 +36,7 @@ from sapnet_cli.hub import backbones as backbones_module
 from sapnet_cli.hub.backbones import TORCHVISION_FILES, locate_torchvision
 from sapnet_cli.metrics.fidelity import compare_with_input, psnr, structural_similarity
 from sapnet_cli.metrics.judges import Detector, Segmenter, matched_boxes
+from sapnet_cli.model.checkpoint import save_checkpoint
 
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
 
@@ -341,6 +342,14 @@ def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:
     result = benchmark("--dataset", pairs, "--stages", 1, code=1)
     assert "2.png: not a picture" in result.stderr
     assert "2 pictures" in result.stdout
+
+
+def test_names_in_the_table_are_no_markup(tmp_path: Path) -> None:
+    weights = tmp_path / "[bold]:x:" / "x.safetensors"
+    weights.parent.mkdir()
+    save_checkpoint(random_model(stages=1), weights)
+    result = benchmark("--dataset", write_pairs(tmp_path / "pairs", 1), "-w", weights)
+    assert "[bold]:x:" in "".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(

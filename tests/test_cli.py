@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from conftest import EXAMPLES, invoke, random_model, random_pixels
 from PIL import ExifTags, Image
+from rich.console import Console
 
+from sapnet_cli.cli.output import Output
 from sapnet_cli.model.checkpoint import save_checkpoint
 
 COMMAND = [sys.executable, "-m", "sapnet_cli"]
@@ -190,10 +192,19 @@ def test_lists_as_files_and_tools_write_them(photos: Path, tmp_path: Path, tiny:
 
 
 def test_names_do_not_reach_the_terminal_as_commands(photos: Path, tmp_path: Path, tiny: Path) -> None:
-    (photos / "\x1b[31mred\n.png").write_text("not a picture")
+    (photos / "\x1b[31mred\n[b]:x:.png").write_text("not a picture")
     result = run("derain", photos, "-o", tmp_path / "clean", "-w", tiny)
     assert b"\x1b" not in result.stderr
-    assert b"\\x1b[31mred\\n.png: not a picture" in result.stderr
+    assert b"\\x1b[31mred\\n[b]:x:.png: not a picture" in result.stderr
+
+
+def test_a_name_beside_the_bar_is_no_markup() -> None:
+    out = Output(quiet=False, verbose=False, json_lines=False)
+    terminal = io.StringIO()
+    out.console = Console(file=terminal, force_terminal=True, width=100)
+    with out.progress(1.0, "reading pictures", counted=False):
+        out.advance(0.5, "1 of 2 in [/rain]")
+    assert "1 of 2 in [/rain]" in terminal.getvalue()
 
 
 def test_a_missing_file_is_named_once(tmp_path: Path, tiny: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -360,8 +361,8 @@ def _write(
     for row in rows:
         table.add_row(*row)
     typer.echo(f"{dataset}: {len({score.name for score in scores})} pictures, {what}")
-    console = Console()
-    (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, markup=False, emoji=False).print(table)  # names of files are no markup
     memory = peak_memory(engines[0][1].device)
     out.info(f"peak memory {memory / 1e9:.2f} GB, all weights of this run together")
     contents = (

@@ -68,7 +68,7 @@ class Output:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn() if counted else TaskProgressColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),  # may name a folder
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as self._progress:
@@ -131,7 +131,7 @@ def _on_one_line(text: str) -> str:
 def _standard_error() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Terminated(BaseException):

@@ -25,6 +25,9 @@ from sapnet_cli.errors import ImageError, UsageError
 
 FEWEST_PAIRS = 2
 
+NAMED_PROBLEMS = 3
+"""How many are in the message that there are too few pairs."""
+
 VALIDATION_SIDE = 512
 """Larger pictures are validated on a square of this many pixels from their middle."""
 
@@ -124,9 +127,9 @@ def load_data(config: DataConfig, free_memory: int, report: Progress | None = No
         raise UsageError("rain layers are laid on clean photos: name those too, with --clean")
     found = sum(len(each.pairs) for each in sets)
     if found < FEWEST_PAIRS:
-        listed = "".join(f"\n  {problem}" for problem in problems[:10])
+        first = "".join(f"; {problem}" for problem in problems[:NAMED_PROBLEMS])
         raise UsageError(
-            f"only {found} good pairs in {', '.join(each.name for each in sets)}: too few to learn from{listed}"
+            f"only {found} good pairs in {', '.join(each.name for each in sets)}: too few to learn from{first}"
         )
 
     validation_sets = [_read_set(name, 1.0, config, cache, problems, report) for name in config.validation]
