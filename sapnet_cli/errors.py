@@ -20,4 +20,4 @@ class CheckpointError(SapnetError):
 
 
 class OutOfMemoryError(SapnetError):
-    """Not even the smallest tile fits into memory."""
+    """Not even the smallest tile, or not a single step of training, fits into memory."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_pairs import write_pairs
 
 from sapnet_cli.data.sets import DataConfig, load_data
-from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
+from sapnet_cli.errors import CheckpointError, OutOfMemoryError, SapnetError, UsageError
 from sapnet_cli.losses.joint import JointLoss, LossWeights
 from sapnet_cli.model.checkpoint import load_checkpoint, save_checkpoint
 from sapnet_cli.model.sapnet import SAPNet, SAPNetConfig, global_average_pool
@@ -188,6 +188,25 @@ def test_a_full_disk_is_one_clear_line(pairs: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("sapnet_cli.training.run_folder.write_atomically", full)
     with pytest.raises(SapnetError, match="cannot write there: No space left on device"):
+        run.run(lambda report: None)
+
+
+def test_too_large_a_step_is_refused_before_anything_is_learnt(pairs: Path, tmp_path: Path) -> None:
+    phases = (Phase(0.5), Phase(0.5, scale=2))
+    with pytest.raises(OutOfMemoryError, match=r"1 crops of 80000x80000 .* lower --batch-size or --patch-size$"):
+        trainer(config(10, batch=2, patch=40_000, phases=phases), pairs, tmp_path / "run")
+
+
+def test_a_step_that_runs_out_of_memory_says_what_to_do(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(config(10), pairs, tmp_path / "run")
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(run.learner, "_images", fail)
+    with pytest.raises(OutOfMemoryError, match="does not fit into memory; lower --batch-size or --patch-size, or add"):
         run.run(lambda report: None)
 
 

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
-from sapnet_cli.engine.hardware import choose_device, choose_precision, fast_float, free_memory, give_back_freed_memory
+from sapnet_cli.engine.hardware import (
+    choose_device,
+    choose_precision,
+    fast_float,
+    free_memory,
+    give_back_freed_memory,
+    is_out_of_memory,
+)
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
@@ -222,7 +229,7 @@ class Engine:
                     return [pixels for group, part in groups for pixels in self._derain_whole(group, part)]
                 return [self._derain_tiled(image, plan, batch, room, report) for image in images]
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -324,9 +331,3 @@ def _check(image: Pixels) -> None:
         raise ImageError(f"expected uint8, uint16 or float32 values, got {image.dtype}")
     if image.dtype == np.float32 and not np.isfinite(image).all():
         raise ImageError("the image holds values that are not finite")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    known = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(phrase in text for phrase in known)

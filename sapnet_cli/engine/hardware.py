@@ -141,6 +141,13 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory was short, on whatever device."""
+    text = str(error).lower()
+    known = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(phrase in text for phrase in known)
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until a GPU has done all that it was asked to: before a clock is read."""
     if device.type == "cuda":

@@ -89,11 +89,14 @@ def time_steps(
         compiled: whether ours goes through `torch.compile`.
         build_segmentation: makes the segmentation network, as the authors do at every step; None without that loss.
         build_features: makes VGG-16 for the authors' loss; None without it.
+
+    Raises:
+        OutOfMemoryError: our step does not fit into memory.
     """
+    learner = Learner(config, loss, processes, compiled)
     random = np.random.default_rng(config.seed)
     size = (config.batch, config.patch, config.patch, 3)
     rainy, clean = (random.integers(0, 256, size, dtype=np.uint8) for _ in range(2))
-    learner = Learner(config, loss, processes, compiled)
     released = _released_steps(config, processes.device, rainy, clean, build_segmentation, build_features)
 
     def ours() -> None:

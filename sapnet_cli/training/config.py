@@ -129,7 +129,13 @@ class TrainingConfig:
 
     def shape(self, progress: float) -> StepShape:
         """What a step at a position in the budget, 0 to 1, works on."""
-        phase = self.phase(progress)
+        return self._shape(self.phase(progress))
+
+    def shapes(self) -> tuple[StepShape, ...]:
+        """What the steps of each part of the budget work on."""
+        return tuple(self._shape(phase) for phase in self.phases)
+
+    def _shape(self, phase: Phase) -> StepShape:
         return StepShape(
             math.ceil(phase.depth * self.model.stages),
             self.patch * phase.scale,

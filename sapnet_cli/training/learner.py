@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, fast_float, free_memory
-from sapnet_cli.errors import UsageError
+from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, fast_float, free_memory, is_out_of_memory
+from sapnet_cli.errors import OutOfMemoryError, UsageError
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.config import StepShape, TrainingConfig
@@ -26,6 +26,9 @@ BYTES_PER_PIXEL_AND_UNIT = 1800 * 4
 MEMORY_SHARE = 0.8
 """Of the free memory, above which a step computes its units again in the backward pass instead of keeping them."""
 
+RECOMPUTED_UNITS = 2
+"""A step that computes its units again needs at least the memory of so many."""
+
 
 class Learner:
     """The network while it learns.
@@ -36,6 +39,10 @@ class Learner:
         processes: this one and its fellows, whose gradients are averaged.
         compiled: whether the network goes through `torch.compile`.
         start: weights to begin with instead of random ones.
+
+    Raises:
+        OutOfMemoryError: no step as large as `config` wants fits into memory.
+        UsageError: the precision is none to train in, or not of this device.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Learner:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self._images = torch.compile(self.model.stage_images, dynamic=False) if compiled else self.model.stage_images
         self._free_memory = free_memory(self.device) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._check_memory()
 
     @property
     def precision_name(self) -> str:
@@ -82,14 +90,27 @@ class Learner:
 
         Returns:
             The loss of this process and its terms, on the device: reading them waits for it.
+
+        Raises:
+            OutOfMemoryError: the step does not fit into memory.
         """
         shape = StepShape(stages, rainy.shape[1], rainy.shape[0])
+        try:
+            return self._step(rainy, clean, shape, progress)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._too_large(shape) from error
+
+    def _step(
+        self, rainy: NDArray[np.uint8], clean: NDArray[np.uint8], shape: StepShape, progress: float
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         inputs, targets = self._to_tensor(rainy), self._to_tensor(clean)
         for optimizer, peak in zip(self._optimizers, self._peaks):
             optimizer.param_groups[0]["lr"] = peak * self.config.rate(progress)
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            images = self._images(inputs, stages, recompute=self._recomputes(shape))
+            images = self._images(inputs, shape.stages, recompute=self._recomputes(shape))
         total, terms = self.loss([image.float() for image in images], inputs, targets, progress, self._autocast)
         self._scaler.scale(total).backward()
         self.processes.average_gradients(self.model.parameters())
@@ -141,8 +162,24 @@ class Learner:
     def _recomputes(self, shape: StepShape) -> bool:
         if self.config.recompute is not None:
             return self.config.recompute
-        bytes_each = BYTES_PER_PIXEL_AND_UNIT // (1 if self.precision is torch.float32 else 2)
-        return shape.batch * shape.patch**2 * shape.stages * bytes_each > MEMORY_SHARE * self._free_memory
+        return shape.stages * self._unit_bytes(shape) > MEMORY_SHARE * self._free_memory
+
+    def _unit_bytes(self, shape: StepShape) -> int:
+        """What one unit of a step keeps for the backward pass."""
+        return shape.batch * shape.patch**2 * BYTES_PER_PIXEL_AND_UNIT // (1 if self.precision is torch.float32 else 2)
+
+    def _check_memory(self) -> None:
+        """Refuses what cannot fit before hours are spent on smaller crops; on a CPU, whose system kills the process."""
+        largest = max(self.config.shapes(), key=self._unit_bytes)
+        if self.device.type == "cpu" and RECOMPUTED_UNITS * self._unit_bytes(largest) > self._free_memory:
+            raise self._too_large(largest)
+
+    def _too_large(self, shape: StepShape) -> OutOfMemoryError:
+        advice = "" if self._recomputes(shape) else ", or add --recompute"
+        return OutOfMemoryError(
+            f"a step of {shape.batch} crops of {shape.patch}x{shape.patch} does not fit into memory; "
+            f"lower --batch-size or --patch-size{advice}"
+        )
 
     def _to_tensor(self, crops: NDArray[np.uint8]) -> Tensor:
         """(B, H, W, 3) uint8 to (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
