@@ -56,6 +56,7 @@ class TestPlan:
         assert plan("photos/a.jpg", output="-") == {"photos/a.jpg": "-"}
         assert plan("-", output="y.webp") == {"-": "y.webp"}
         assert plan("photos/a.jpg", output="folder.png/") == {"photos/a.jpg": "folder.png/a.jpg"}
+        assert plan("photos/a.jpg", output="folder.gif/") == {"photos/a.jpg": "folder.gif/a.jpg"}
 
     def test_format_and_suffix(self) -> None:
         assert plan("photos/a.jpg", format="PNG", suffix="_dry") == {"photos/a.jpg": "clean/a_dry.png"}
@@ -112,6 +113,7 @@ class TestPlan:
             (["photos"], {"output": "-"}, "one picture"),
             (["photos"], {"output": "one.png"}, "one file"),
             (["photos"], {"output": "photos/notes.txt"}, "no folder"),
+            (["photos/a.jpg"], {"output": "dry.gif"}, r"image/gif cannot be written; .*\.png"),
             (["-"], {}, "standard input needs"),
             (["photos/a.jpg"], {"output": "-", "compare": True}, "second file"),
             (["photos/a.jpg"], {"output": "a.png", "format": "JPEG"}, "contradict"),

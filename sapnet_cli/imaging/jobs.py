@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import mimetypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,7 @@ def plan_jobs(inputs: Sequence[str], listed: Iterable[str], options: OutputOptio
     _check_options(options)
     found = list(_find(inputs, listed, options))
     if not found:
-        endings = " ".join(sorted(FORMAT_OF_SUFFIX))
-        raise UsageError(f"no pictures found in {' '.join(inputs) or 'the list'}; looked for {endings}")
+        raise UsageError(f"no pictures found in {' '.join(inputs) or 'the list'}; looked for {_endings()}")
     jobs = _to_jobs(found, options)
     _refuse_collisions(jobs, options.in_place)
     return jobs
@@ -190,8 +190,12 @@ def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOp
         return [Job(found[0][0], target, named, _compare_path(target, options))]
     jobs = []
     folder = None if output is None else open_path(output)
-    if output is not None and not is_url(output) and Path(output).exists() and not Path(output).is_dir():
-        raise UsageError(f"--output {output} is no folder, and its name does not end like a picture's; give either")
+    if output is not None and not is_url(output) and not Path(output).is_dir():
+        if Path(output).exists():
+            raise UsageError(f"--output {output} is no folder, and its name does not end like a picture's; give either")
+        kind, _ = mimetypes.guess_type(output)
+        if kind is not None and kind.startswith(("image/", "video/")):
+            raise UsageError(f"--output {output}: {kind} cannot be written; {_endings()} can")
     for source, place in found:
         if source is None or place is None:
             raise UsageError("standard input needs --output FILE or --output -")
@@ -201,6 +205,10 @@ def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOp
             target = target.with_name(target.stem + options.suffix + ending)
         jobs.append(Job(source, target, options.format, _compare_path(target, options)))
     return jobs
+
+
+def _endings() -> str:
+    return " ".join(sorted(FORMAT_OF_SUFFIX))
 
 
 def _names_a_file(output: str) -> bool:
