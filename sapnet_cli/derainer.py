@@ -78,7 +78,8 @@ class Derainer:
         """Derains one picture (or one batch of pictures as a 4-dimensional tensor).
 
         Raises:
-            ImageError: the picture is of a kind that is not supported, or holds values that are not finite.
+            ImageError: the picture is of a kind that is not supported, or holds values that are not finite, or floats
+                that are not in [0, 1] but, say, in [0, 255].
             OutOfMemoryError: not even a small tile fits into memory.
         """
         return self.derain_batch([image])[0]

@@ -91,6 +91,9 @@ def test_batch_keeps_the_order(derainer: Derainer) -> None:
         (torch.zeros(3, 4, 4, dtype=torch.int32), "int32"),
         (Image.new("F", (4, 4)), "PIL mode F"),
         ("photo.jpg", "expected a NumPy array"),
+        (np.full((4, 4, 3), 255.0), r"in \[0, 1\], got 255 to 255"),
+        (torch.full((3, 4, 4), -2.0), r"in \[0, 1\], got -2 to -2"),
+        (np.full((4, 4, 3), np.nan), "not finite"),
     ],
 )
 def test_senseless_pictures(derainer: Derainer, image: object, message: str) -> None:

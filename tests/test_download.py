@@ -84,6 +84,11 @@ def test_released_weights_arrive_as_safetensors(name: str, shared: Path, tmp_pat
     assert "damaged or was tampered with" in here("download-weights", "--verify", name, home=tmp_path, code=1).stderr
 
 
+def test_weights_named_to_be_verified_must_be_here(tmp_path: Path) -> None:
+    assert "prenet-rain100l: not here" in here("download-weights", "--verify", home=tmp_path).stderr
+    here("download-weights", "--verify", "sapnet-light", "prenet-rain100l", home=tmp_path, code=1)
+
+
 def test_weights_that_are_not_here_say_how_to_fetch_them(tmp_path: Path) -> None:
     result = here("derain", "x.png", "-o", "y", "--weights", "prenet-rain100l", home=tmp_path, code=2)
     assert "sapnet download-weights prenet-rain100l" in result.stderr or "x.png" in result.stderr

@@ -22,7 +22,10 @@ def download_weights(
         Path | None, typer.Option("--dest", metavar="DIR", help="Write there instead of into the cache.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch even what is here.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Hash what is here again, and fetch nothing.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Hash what is here again, and fetch nothing; of those named, all must be here."),
+    ] = False,
     repo: Annotated[
         str | None, typer.Option("--repo", help="Hub repository of our own weights; SAPNET_HUB_REPO names it too.")
     ] = None,
@@ -51,7 +54,7 @@ def download_weights(
         for name in dict.fromkeys(wanted or known):
             try:
                 if verify:
-                    _verify(name, registered, dest, out)
+                    failed |= not _verify(name, registered, dest, out) and name in (names or [])
                 else:
                     _fetch(name, registered, dest, force, repo, revision, out)
             except (SapnetError, OSError) as error:
@@ -104,7 +107,8 @@ def _fetch(
     out.json({"name": name, "status": "fetched", "path": str(path)})
 
 
-def _verify(name: str, registered: dict[str, RegisteredWeights], dest: Path | None, out: Output) -> None:
+def _verify(name: str, registered: dict[str, RegisteredWeights], dest: Path | None, out: Output) -> bool:
+    """Whether they are here at all; raises `CheckpointError` where they are not whole."""
     from sapnet_cli.hub.download import verify_weights
 
     if name in BACKBONES:
@@ -115,3 +119,4 @@ def _verify(name: str, registered: dict[str, RegisteredWeights], dest: Path | No
         status = "whole" if path else "not here"
     out.info(f"{name}: {status}" + (f", {path}" if path else ""))
     out.json({"name": name, "status": status, "path": str(path) if path else None})
+    return path is not None

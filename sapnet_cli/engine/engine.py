@@ -42,6 +42,9 @@ VALUES_PER_PIXEL = 400
 CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
 """For one tile: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
 
+FLOAT_MARGIN = 1.0
+"""How far beyond [0, 1] floats may lie, as resizing leaves them; what lies further is on another scale."""
+
 GPU_PIXELS = 2**20
 """Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
 
@@ -125,7 +128,7 @@ class Engine:
             A new array of the same shape and dtype.
 
         Raises:
-            ImageError: the array is of another kind, or holds values that are not finite.
+            ImageError: the array is of another kind, or holds values that are not finite or on another scale.
             OutOfMemoryError: not even a small tile fits into memory.
         """
         return self.derain_batch([image])[0]
@@ -329,5 +332,9 @@ def _check(image: Pixels) -> None:
         raise ImageError(f"expected an array of shape (height, width, 3), got {image.shape}")
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise ImageError(f"expected uint8, uint16 or float32 values, got {image.dtype}")
-    if image.dtype == np.float32 and not np.isfinite(image).all():
-        raise ImageError("the image holds values that are not finite")
+    if image.dtype == np.float32:
+        low, high = float(image.min()), float(image.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ImageError("the image holds values that are not finite")
+        if low < -FLOAT_MARGIN or high > 1 + FLOAT_MARGIN:
+            raise ImageError(f"expected floats in [0, 1], got {low:g} to {high:g}; divide by what stands for white")

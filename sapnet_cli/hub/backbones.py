@@ -102,7 +102,7 @@ def locate_backbone(names: Sequence[str], folder: Path | None = None) -> tuple[s
         folder = _folder(folder)
         where = f"{folder} has no {' or '.join(f'{name}.safetensors' for name in names)}; " if folder else ""
         advice = f"or put {wanted.files[0]} into a folder and name it with --backbones or {FOLDER_VARIABLE}"
-        raise CheckpointError(f"{where}{error}; {advice}, or switch the loss off") from error
+        raise CheckpointError(f"{where}{error}; {advice}, or leave out what needs it") from error
 
 
 def locate_torchvision(name: str, folder: Path | None = None) -> Path:
