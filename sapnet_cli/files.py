@@ -121,14 +121,16 @@ def make_folder(path: Path) -> None:
         raise PermissionError(f"cannot write into {path.parent}: no permission")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes beside the target and renames, so that the target is never half a file; its permissions stay.
 
-    What replaces a file is on the disk before that goes: a power cut leaves the one or the other.
+    What replaces a file is on the disk before that goes: a power cut leaves the one or the other. Text is written in
+    UTF-8; what is none, since a name of a file may be in any encoding, with backslashes.
 
     Raises:
         OSError: no permission, no space, or the like; nothing is left behind.
     """
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     if _is_remote(path):
         with _os_errors(path):
             _upload(path, data)

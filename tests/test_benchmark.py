@@ -344,6 +344,21 @@ def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:
     assert "2 pictures" in result.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_text_are_written_with_backslashes(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / os.fsdecode(b"pairs\xe9"), 2)
+    for folder in ("input", "target"):
+        (pairs / folder / "1.png").rename(pairs / folder / os.fsdecode(b"\xe9.png"))
+    files = ("--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json", "--markdown", tmp_path / "r.md")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as where LANG is en_US.UTF-8
+    result = benchmark_apart(
+        *("--dataset", pairs, "--stages", 1, *files, "--report", tmp_path), environment=environment
+    )
+    assert "pairs\\udce9" in result.stdout
+    assert "\\udce9.png" in (tmp_path / "r.csv").read_text(encoding="utf-8")
+    assert "\\udce9" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
 def test_names_in_the_table_are_no_markup(tmp_path: Path) -> None:
     weights = tmp_path / "[bold]:x:" / "x.safetensors"
     weights.parent.mkdir()

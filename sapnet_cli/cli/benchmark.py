@@ -373,7 +373,7 @@ def _write(
     for path, content in zip(files, contents):
         if path is not None:
             try:
-                write_atomically(path, content.encode())
+                write_atomically(path, content)
             except OSError as error:
                 raise SapnetError(f"{path}: cannot write: {error.strerror or error}") from error
 
@@ -406,7 +406,7 @@ def _report(
     page = to_html(f"{dataset}: sapnet benchmark", note, header(results), rows, scores, examples)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "index.html", page.encode())
+        write_atomically(folder / "index.html", page)
     except OSError as error:
         raise SapnetError(f"{folder}: cannot write there: {error.strerror or error}") from error
     out.info(f"report: {folder / 'index.html'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -36,6 +37,8 @@ class Output:
 
         self.quiet, self.verbose, self.json_lines = quiet, verbose, json_lines
         self.console = _standard_error()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in any encoding
         self._progress: Progress | None = None
         handler = RichHandler(console=self.console, show_time=False, show_path=False, markup=False)
         logger = logging.getLogger("sapnet_cli")

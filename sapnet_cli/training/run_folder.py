@@ -60,7 +60,7 @@ class RunFolder:
         """Makes the folder and writes down the configuration."""
         with _clear_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+            write_atomically(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
             (self.path / METRICS).touch()
 
     def read_config(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class RunFolder:
         with _clear_errors(self.path):
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
             kept = "".join(line for line in lines if _iteration(line) <= iteration)
-            write_atomically(path, kept.encode())
+            write_atomically(path, kept)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`, and its numbers to the TensorBoard events."""
@@ -148,7 +148,7 @@ class RunFolder:
         """Writes weights that `sapnet derain --weights` takes, and their model card beside them."""
         with _clear_errors(self.path):
             save_checkpoint(model, self.path / name)
-            write_atomically((self.path / name).with_suffix(".md"), card.encode())
+            write_atomically((self.path / name).with_suffix(".md"), card)
 
     def close(self) -> None:
         """Ends the TensorBoard events."""
