@@ -438,6 +438,18 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_training_precision("auto", cpu) == (torch.bfloat16 if has_bf16 else torch.float32)
 
 
+def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(hardware.log, "warning", lambda text, name: said.append(text % name))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for has_bf16, slow in ((True, ["fp16"]), (False, ["bf16", "fp16"])):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        said.clear()
+        for name in ("fp32", "bf16", "fp16"):
+            choose_precision(name, choose_device("cpu"))
+        assert [text.split()[5].rstrip(",") for text in said] == slow
+
+
 def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "multiplies_bytes", lambda: False)
     with pytest.raises(UsageError, match="AVX2"):

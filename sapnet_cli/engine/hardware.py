@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from sapnet_cli.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
+log = logging.getLogger(__name__)
 
 MALLOC_TRIM, MALLOC_MMAP = (-1, 2**29), (-3, 2**25)
 """Of glibc's `mallopt`: its parameters, and how many freed bytes to keep, of blocks up to which size."""
@@ -99,7 +101,10 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             raise UsageError(f"precision {name!r} is not one of auto, {', '.join(PRECISIONS)}")
         if name == "int8" and not (device.type == "cpu" and multiplies_bytes()):
             raise UsageError("int8 needs an x86 CPU with AVX2; use --precision auto")
-        return PRECISIONS[name]
+        precision = PRECISIONS[name]
+        if device.type == "cpu" and precision not in (torch.int8, torch.float32, fast_float()):
+            log.warning("this CPU is slow in %s, and faster in fp32 or --precision auto", name)
+        return precision
     if device.type == "cpu":
         return torch.int8 if multiplies_bytes() else fast_float()
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
