@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from sapnet_cli.cores import usable_cores
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import ImageError, SapnetError
 from sapnet_cli.files import exists, make_folder, read, write_atomically
@@ -95,8 +95,8 @@ def run_jobs(
         options: how files are read and written.
         report: is told how many pictures are computed, in fractions while a large one is under way.
     """
-    cores = os.cpu_count() or 1
-    ahead = LOOKAHEAD * len(engines) if engines[0].device.type == "cpu" else max(LOOKAHEAD, min(GPU_LOOKAHEAD, cores))
+    on_cpu = engines[0].device.type == "cpu"
+    ahead = LOOKAHEAD * len(engines) if on_cpu else max(LOOKAHEAD, min(GPU_LOOKAHEAD, usable_cores()))
     readers = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
     writers = ThreadPoolExecutor(ahead, thread_name_prefix="encode")
     try:

@@ -277,6 +277,15 @@ def test_wrong_usage(arguments: list[str], message: str, photos: Path) -> None:
     assert snapshot(photos.parent) == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch for Linux computes with GNU's OpenMP")
+def test_waiting_threads_leave_cores_to_others(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    free = {name: value for name, value in ENVIRONMENT.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for chosen, expected in (({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")):
+        environment = {**free, **chosen, "OMP_DISPLAY_ENV": "VERBOSE"}  # OpenMP says what it read
+        result = run("derain", photos / "a.png", "-o", tmp_path / "clean", "-w", tiny, env=environment)
+        assert f"GOMP_SPINCOUNT = '{expected}'" in result.stderr.decode()
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_no_permission(photos: Path, tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "clean").mkdir(mode=0o500)

@@ -11,6 +11,7 @@ from sapnet_cli.cli.benchmark import benchmark
 from sapnet_cli.cli.derain import derain
 from sapnet_cli.cli.download import download_weights
 from sapnet_cli.cli.train import train
+from sapnet_cli.cores import share_cores
 
 app = typer.Typer(
     name="sapnet",
@@ -43,4 +44,5 @@ def _options(
 
 def main() -> None:
     """Runs the command line."""
+    share_cores()
     app(prog_name="sapnet")

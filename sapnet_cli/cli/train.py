@@ -15,6 +15,7 @@ import typer
 
 from sapnet_cli.cli.derain import Precision
 from sapnet_cli.cli.output import EXIT_INTERRUPTED, Output, exit_codes
+from sapnet_cli.cores import usable_cores
 from sapnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def train(
         typer.Option("--compile/--no-compile", help="torch.compile. (default: where it pays)", rich_help_panel=MACHINE),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that prepare crops.", rich_help_panel=MACHINE)] = min(
-        4, os.cpu_count() or 1
+        4, usable_cores()
     ),
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between checkpoints.", rich_help_panel=MACHINE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sapnet_cli.cores import usable_cores
 from sapnet_cli.data.pairs import Pair
 from sapnet_cli.errors import ImageError
 from sapnet_cli.imaging.read import decode
@@ -98,7 +98,7 @@ def check_pairs(
     """
     good: list[CheckedPair] = []
     problems: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for done, result in enumerate(pool.map(lambda pair: _check(pair, cache), pairs), start=1):
             if isinstance(result, CheckedPair):
                 good.append(result)
