@@ -1,15 +1,26 @@
-"""The cores that this process may use, and manners where it shares them."""
+"""What a container's limits leave of the machine, and manners where cores are shared."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 
 SPIN_COUNT = "30000"
 """How often a waiting thread looks before it sleeps: for about half a millisecond."""
+
+
+def container_limits(*files: tuple[str, str], cgroup: Path = CGROUP) -> Iterator[tuple[int, int]]:
+    """The first number of one and the last of another file of the control group, for each pair that has them."""
+    for first, second in files:
+        try:
+            numbers = int((cgroup / first).read_text().split()[0]), int((cgroup / second).read_text().split()[-1])
+        except (OSError, ValueError, IndexError):  # no container, or "max"
+            continue
+        yield numbers
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:
@@ -19,14 +30,8 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
     there are would stand still for most of each period.
     """
     cores = _visible_cores()
-    for quota_file, period_file in (
-        (cgroup / "cpu.max", cgroup / "cpu.max"),
-        (cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us"),
-    ):
-        try:
-            quota, period = int(quota_file.read_text().split()[0]), int(period_file.read_text().split()[-1])
-        except (OSError, ValueError, IndexError):  # no container, or "max"
-            continue
+    files = ("cpu.max", "cpu.max"), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    for quota, period in container_limits(*files, cgroup=cgroup):
         if quota > 0 and period > 0:
             cores = min(cores, math.ceil(quota / period))
     return cores

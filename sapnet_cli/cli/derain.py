@@ -323,7 +323,7 @@ def _read_list(name: str | None) -> list[str]:
         raise UsageError(f"{name}: cannot read this list: {error.strerror}") from error
     separator = "\0" if data.endswith(b"\0") else "\n"
     # names on a disk may be in any encoding, and are taken as Python gives them
-    paths = data.decode("utf-8-sig", errors="surrogateescape").rstrip(separator).split(separator)
+    paths = data.decode("utf-8-sig", errors="surrogateescape").split(separator)
     if any("\0" in path for path in paths):
         raise UsageError(f"{name}: not a text file of paths, one a line")
     return paths

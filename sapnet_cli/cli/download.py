@@ -54,7 +54,8 @@ def download_weights(
         for name in dict.fromkeys(wanted or known):
             try:
                 if verify:
-                    failed |= not _verify(name, registered, dest, out) and name in (names or [])
+                    found = _verify(name, registered, dest, out)
+                    failed |= name in (names or []) and not found
                 else:
                     _fetch(name, registered, dest, force, repo, revision, out)
             except (SapnetError, OSError) as error:

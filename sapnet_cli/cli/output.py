@@ -103,12 +103,12 @@ class Output:
     def info(self, line: str) -> None:
         """Something that a user may want to know."""
         if not self.quiet:
-            self.console.print(_on_one_line(line), markup=False)
+            _print(line, self.console)
 
     def warn(self, line: str) -> None:
         """Something that a user should know."""
         if not self.quiet:
-            self.console.print(f"warning: {_on_one_line(line)}", markup=False, style="yellow")
+            _print(f"warning: {line}", self.console, "yellow")
 
     def error(self, line: str) -> None:
         """Something that went wrong; said even when quiet."""
@@ -123,18 +123,18 @@ class Output:
 
 def print_error(line: str, console: Console | None = None) -> None:
     """`error: ...` on standard error."""
-    (console or _standard_error()).print(f"error: {_on_one_line(line)}", markup=False, style="red")
+    _print(f"error: {line}", console or _standard_error(), "red")
 
 
-def _on_one_line(text: str) -> str:
-    """Control characters, which may be in names of files, as Python would write them: a terminal obeys them."""
-    return CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], text)
+def _print(line: str, console: Console, style: str | None = None) -> None:
+    """With control characters, which may be in names of files, as Python would write them: a terminal obeys them."""
+    console.print(CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], line), style=style)
 
 
 def _standard_error() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are neither
 
 
 class Terminated(BaseException):

@@ -7,11 +7,11 @@ import ctypes
 import logging
 import re
 import sys
-from pathlib import Path
 
 import psutil
 import torch
 
+from sapnet_cli.cores import container_limits
 from sapnet_cli.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
@@ -134,14 +134,9 @@ def free_memory(device: torch.device) -> int:
         unused, _ = torch.cuda.mem_get_info(device)
         return int(unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     free: int = psutil.virtual_memory().available
-    for limit_file, usage_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for limit, usage in container_limits(
+        ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
     ):
-        try:
-            limit, usage = int(Path(limit_file).read_text()), int(Path(usage_file).read_text())
-        except (OSError, ValueError):  # no container, or "max"
-            continue
         free = min(free, max(0, limit - usage))
     return free
 
