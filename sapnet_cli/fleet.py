@@ -140,10 +140,10 @@ class _Worker:
         import torch
         from PIL import Image
 
-        from sapnet_cli.engine.hardware import keep_freed_memory
+        from sapnet_cli.engine.hardware import prepare_process
 
         Image.MAX_IMAGE_PIXELS = None
-        keep_freed_memory()
+        prepare_process()
         if threads is not None:
             torch.set_num_threads(threads)
         self._engine, self._options = Engine(load_checkpoint(locate_weights(weights)), config), options

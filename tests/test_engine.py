@@ -450,6 +450,12 @@ def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyP
         assert [text.split()[5].rstrip(",") for text in said] == slow
 
 
+def test_a_program_computes_fp32_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    hardware.prepare_process()
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "multiplies_bytes", lambda: False)
     with pytest.raises(UsageError, match="AVX2"):

@@ -53,7 +53,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def plan(*inputs: str, output: str | None, listed: tuple[str, ...] = (), **options: object) -> dict[str, str]:
-    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options))  # type: ignore[arg-type]
+    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
     return {job.source_name: job.target_name for job in jobs}
 
 
@@ -146,7 +146,7 @@ class TestSeveralEngines:
         engines = [Engine(random_model(), config) for _ in range(2)]
         told: list[float] = []
         for count in (1, 2):
-            jobs = plan_jobs([str(photos)], (), OutputOptions(str(tmp_path / str(count))))
+            jobs = plan_jobs([str(photos)], (), OutputOptions(str(tmp_path / str(count)))).jobs
             records = list(run_jobs(jobs, engines[:count], FileOptions(), told.append))
             assert [record.job for record in records] == jobs
             assert {record.status for record in records} == {"done"}

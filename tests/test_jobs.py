@@ -30,7 +30,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (), **options: object) -> dict[str, str]:
-    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options))  # type: ignore[arg-type]
+    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
     return {job.source_name: job.target_name for job in jobs}
 
 
@@ -136,8 +136,25 @@ class TestPlan:
 
     def test_an_empty_folder(self) -> None:
         Path("empty").mkdir()
-        with pytest.raises(UsageError, match="no pictures found"):
+        with pytest.raises(UsageError, match="no pictures found in empty; looked"):
             plan("empty")
+
+    def test_what_is_left_alone_is_said(self) -> None:
+        def left_alone(*inputs: str) -> str:
+            return plan_jobs(inputs, (), OutputOptions("clean")).left_alone
+
+        assert left_alone("other") == left_alone("photos/a.jpg") == ""
+        for name in ("1.NEF", "sub/2.nef", ".3.nef", "README"):
+            Path("photos", name).touch()
+        assert left_alone("photos") == "2 .nef, 1 without an ending, 1 .txt"
+        assert left_alone("photos/*") == "1 .nef, 1 without an ending, 1 .txt"
+        for ending in "abc":
+            Path(f"photos/x.{ending}").touch()
+        assert left_alone("photos").endswith(", 2 others")
+        Path("raw").mkdir()
+        Path("raw/1.nef").touch()
+        with pytest.raises(UsageError, match=r"no pictures found in raw; only 1 \.nef; looked for"):
+            plan("raw")
 
 
 def test_shards_together_are_the_whole() -> None:

@@ -88,7 +88,9 @@ def test_it_learns(pairs: Path, tmp_path: Path) -> None:
     assert records[1]["images_per_second"] > 0
     for name in ("best.safetensors", "final.safetensors"):
         assert load_checkpoint(tmp_path / "run" / name).config == SMALL
-    assert "dB (rainy input" in (tmp_path / "run" / "final.md").read_text()
+    card = (tmp_path / "run" / "final.md").read_text()
+    assert "dB (rainy input" in card
+    assert f" {torch.get_num_threads()} CPU cores" in card or " one CPU core " in card
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 

@@ -147,9 +147,9 @@ def benchmark(
         from sapnet_cli.benchmark.score import Scoring, summarise
         from sapnet_cli.benchmark.score_log import ScoreLog
         from sapnet_cli.benchmark.tables import to_rows
-        from sapnet_cli.engine.hardware import keep_freed_memory
+        from sapnet_cli.engine.hardware import prepare_process
 
-        keep_freed_memory()
+        prepare_process()
         files = (json_file, csv_file, markdown_file)
         fetch = (lambda title: _download(title, repo, revision)) if download else None
         known, pairs, paired = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)

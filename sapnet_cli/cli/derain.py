@@ -245,10 +245,11 @@ def derain(
         _refuse_unwritable(image_format)
         options = OutputOptions(output, in_place, image_format, suffix, compare)
         part = None if shard is None else read_shard(shard, os.environ)
-        jobs = plan_jobs(inputs or [], _read_list(from_file), options)
-        if part is not None:
-            jobs = part.of(jobs)
+        plan = plan_jobs(inputs or [], _read_list(from_file), options)
+        jobs = plan.jobs if part is None else part.of(plan.jobs)
         out = Output(quiet=quiet, verbose=verbose, json_lines=json_lines)
+        if plan.left_alone:
+            out.info(f"left alone, as no pictures that sapnet reads: {plan.left_alone}")
         if dry_run:
             _show_plan(jobs, existing, out)
             return
@@ -300,12 +301,12 @@ def _run_here(
     from dataclasses import replace
 
     from sapnet_cli.engine.engine import Engine
-    from sapnet_cli.engine.hardware import keep_freed_memory, split_devices
+    from sapnet_cli.engine.hardware import prepare_process, split_devices
     from sapnet_cli.hub import locate_weights
     from sapnet_cli.model.checkpoint import load_checkpoint
     from sapnet_cli.pipeline import run_jobs
 
-    keep_freed_memory()
+    prepare_process()
     model = load_checkpoint(locate_weights(weights))
     engines = [Engine(model, replace(config, device=name)) for name in split_devices(config.device)]
     for engine in engines if out.verbose else ():

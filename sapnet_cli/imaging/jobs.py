@@ -5,18 +5,26 @@ from __future__ import annotations
 import glob
 import mimetypes
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from sapnet_cli.errors import UsageError
 from sapnet_cli.files import find_remote, fixed_parts, identity, is_url, open_path
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS, is_picture_file
 
+Place: TypeAlias = tuple[Path | None, Path | None]
+"""A source and its place below the output folder; (None, None) is standard input."""
+
 STREAM = "-"
 """Stands for standard input or standard output."""
 
 COMPARE_SUFFIX = "_compare"
+
+MOST_ENDINGS = 4
+"""So many of the endings of files that were left alone are named."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,21 @@ class OutputOptions:
     compare: bool = False
 
 
-def plan_jobs(inputs: Sequence[str], listed: Iterable[str], options: OutputOptions) -> list[Job]:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        jobs: in the order of the inputs.
+        left_alone: such as `12 .nef, 2 .xmp`: the files in folders and patterns whose endings are none that `FORMATS`
+            has; empty if there are none.
+    """
+
+    jobs: list[Job]
+    left_alone: str
+
+
+def plan_jobs(inputs: Sequence[str], listed: Iterable[str], options: OutputOptions) -> Plan:
     """Finds the pictures and decides where each result goes.
 
     Args:
@@ -78,12 +100,15 @@ def plan_jobs(inputs: Sequence[str], listed: Iterable[str], options: OutputOptio
             write one output.
     """
     _check_options(options)
-    found = list(_find(inputs, listed, options))
+    others: Counter[str] = Counter()
+    found = list(_find(inputs, listed, options, others))
+    left_alone = _describe(others)
     if not found:
-        raise UsageError(f"no pictures found in {' '.join(inputs) or 'the list'}; looked for {_endings()}")
+        there = f"only {left_alone}; " if left_alone else ""
+        raise UsageError(f"no pictures found in {' '.join(inputs) or 'the list'}; {there}looked for {_endings()}")
     jobs = _to_jobs(found, options)
     _refuse_collisions(jobs, options.in_place)
-    return jobs
+    return Plan(jobs, left_alone)
 
 
 def _check_options(options: OutputOptions) -> None:
@@ -103,9 +128,9 @@ def _check_options(options: OutputOptions) -> None:
 
 
 def _find(
-    inputs: Sequence[str], listed: Iterable[str], options: OutputOptions
-) -> Iterator[tuple[Path | None, Path | None]]:
-    """Yields each source once, with its place below the output folder; (None, None) is standard input."""
+    inputs: Sequence[str], listed: Iterable[str], options: OutputOptions, others: Counter[str]
+) -> Iterator[Place]:
+    """Yields each source once; counts the endings of other files in folders and patterns."""
     seen: set[Path] = set()
     output = None if options.output in (None, STREAM) else identity(open_path(str(options.output)))
 
@@ -120,10 +145,10 @@ def _find(
         if name == STREAM:
             yield None, None
         elif is_url(name):
-            for source, place in _walk_remote(path, output):
+            for source, place in _walk_remote(path, output, others):
                 yield from once(source, place)
         elif path.is_dir():
-            for source in _walk(path, output):
+            for source in _walk(path, output, others):
                 yield from once(source, source.relative_to(path))
         elif path.exists():
             yield from once(path, Path(path.name))
@@ -131,7 +156,8 @@ def _find(
             root = Path(*fixed_parts(path))
             # Path.glob takes no absolute patterns
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-            pictures = [match for match in matches if match.is_file() and match.suffix.lower() in FORMAT_OF_SUFFIX]
+            files = [match for match in matches if match.is_file()]
+            pictures = [file for file in files if _is_named_as_picture(file, others)]
             if not pictures:
                 raise UsageError(f"{name}: no picture matches this pattern")
             for source in pictures:
@@ -147,7 +173,7 @@ def _find(
         yield from once(path, Path(path.name) if alone else path)
 
 
-def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
+def _walk(folder: Path, output: Path | None, others: Counter[str]) -> Iterator[Path]:
     """The pictures of a folder and its subfolders, without hidden ones and without the output folder's own.
 
     A folder that cannot be listed is given as if it were a picture, so that it fails by name and the rest goes on.
@@ -159,21 +185,37 @@ def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
             name for name in folders if name[0] != "." and not (inside and Path(parent, name).resolve() == output)
         )
         for name in sorted(files):
-            if is_picture_file(Path(parent, name)):
-                yield Path(parent, name)
+            path = Path(parent, name)
+            if _is_named_as_picture(path, others) and is_picture_file(path):
+                yield path
     yield from locked
 
 
-def _walk_remote(path: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
+def _walk_remote(path: Path, output: Path | None, others: Counter[str]) -> Iterator[tuple[Path, Path]]:
     """The same of a URL; a single file is taken whatever its name."""
     inside = output is not None and output != path
     for source, place in find_remote(path):
         hidden = any(part[0] == "." for part in place.parts) or (inside and output in source.parents)
-        if source == path or (source.suffix.lower() in FORMAT_OF_SUFFIX and not hidden):
+        if source == path or (not hidden and _is_named_as_picture(source, others)):
             yield source, Path(place)
 
 
-def _to_jobs(found: Sequence[tuple[Path | None, Path | None]], options: OutputOptions) -> list[Job]:
+def _is_named_as_picture(path: Path, others: Counter[str]) -> bool:
+    """Whether a file's ending is one of `FORMATS`; if not, and it is not hidden, the ending is counted."""
+    ending = path.suffix.lower()
+    if ending not in FORMAT_OF_SUFFIX and path.name[0] != ".":
+        others[ending or "without an ending"] += 1
+    return ending in FORMAT_OF_SUFFIX
+
+
+def _describe(endings: Counter[str]) -> str:
+    """Counts and names the most frequent endings."""
+    named = [f"{count} {ending}" for ending, count in endings.most_common(MOST_ENDINGS)]
+    rest = endings.total() - sum(count for _, count in endings.most_common(MOST_ENDINGS))
+    return ", ".join([*named, f"{rest} others"] if rest else named)
+
+
+def _to_jobs(found: Sequence[Place], options: OutputOptions) -> list[Job]:
     output = options.output
     if output == STREAM:
         if len(found) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -36,7 +35,9 @@ def model_card(
         scores: of the last validation, by name.
     """
     on_gpu = processes.device.type == "cuda"
-    device = torch.cuda.get_device_name(processes.device) if on_gpu else f"{os.cpu_count()} CPU cores"
+    threads = torch.get_num_threads()
+    on_cpu = "one CPU core" if threads == 1 else f"{threads} CPU cores"  # as many as worked, not as there are
+    device = torch.cuda.get_device_name(processes.device) if on_gpu else on_cpu
     device = f"{processes.count} x {device}" if processes.count > 1 else device
     lines = [
         "# SAPNet weights",

@@ -49,9 +49,9 @@ def main() -> None:
         whole = command(folder, arguments.stages)
 
         from sapnet_cli import Derainer
-        from sapnet_cli.engine.hardware import keep_freed_memory
+        from sapnet_cli.engine.hardware import prepare_process
 
-        keep_freed_memory()
+        prepare_process()
         derainer = Derainer(stages=arguments.stages)
         derainer.derain(cuts[0])
         start = time.perf_counter()

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sapnet_cli.engine.engine import Engine, EngineConfig
-from sapnet_cli.engine.hardware import choose_device, keep_freed_memory, synchronize
+from sapnet_cli.engine.hardware import choose_device, prepare_process, synchronize
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
@@ -77,7 +77,7 @@ def authors(model: SAPNet, rainy: np.ndarray, device: torch.device, stages: int)
 
 def ours(model: SAPNet, rainy: np.ndarray, device: torch.device, stages: int, precision: str) -> Run:
     """As `sapnet derain` does it."""
-    keep_freed_memory()
+    prepare_process()
     engine = Engine(model, EngineConfig(str(device), precision, stages=stages))
     image = np.ascontiguousarray(rainy[0].transpose(1, 2, 0))
     return lambda: engine.derain(image).transpose(2, 0, 1)[None]
