@@ -71,7 +71,7 @@ class RainConfig:
 
     rate: tuple[float, float] = (3.0, 120.0)
     focal_length: tuple[float, float] = (350.0, 2500.0)
-    exposure_time: tuple[float, float] = (1 / 600, 1 / 40)
+    exposure_time: tuple[float, float] = (1 / 2500, 1 / 40)
     aperture: tuple[float, float] = (0.5, 4.0)
     slant: float = 16.0
     turbulence: tuple[float, float] = (1.0, 10.0)
