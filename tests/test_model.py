@@ -8,6 +8,7 @@ from conftest import random_model
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from sapnet_cli.model import convolution
 from sapnet_cli.model.sapnet import PRENET, SAPNET, SAPNet, SAPNetConfig
 
 
@@ -97,8 +98,11 @@ def test_gradient_reaches_every_parameter() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("size", [(2, 3), (20, 27)])
-def test_gradients_are_those_of_the_equations(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("size", "strip"), [((2, 3), 4096), ((20, 27), 4096), ((20, 27), 60)])
+def test_gradients_are_those_of_the_equations(
+    size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "STRIP_PIXELS", strip)
     config = SAPNetConfig(stages=2, channels=8, dilations=(1, 16), reduction=2)
     model, rainy = random_model(**vars(config)), torch.rand(2, 3, *size)
     model.requires_grad_(True)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+STRIP_PIXELS = 4096
+"""Of the features whose neighbours are laid side by side at once, so that a CPU's caches hold them."""
+
 
 @torch.library.custom_op(
     "sapnet::kernel_gradient", mutates_args=(), schema="(Tensor features, Tensor gradient, int dilation) -> Tensor"
@@ -29,15 +32,24 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     Returns:
         (O, I, 3, 3).
     """
-    height, width = features.shape[2:]
-    padded = functional.pad(features.permute(0, 2, 3, 1), (0, 0, *[dilation] * 4))
-    columns = [padded[:, :, tap * dilation : tap * dilation + width] for tap in range(3)]
-    result = gradient.new_zeros(3, gradient.shape[1], 3 * features.shape[1])
-    for seen, given in zip(torch.cat(columns, dim=3), gradient.permute(0, 2, 3, 1)):  # a picture each
-        outputs = given.flatten(0, 1).t()
-        for tap in range(3):
-            result[tap].addmm_(outputs, seen[tap * dilation : tap * dilation + height].flatten(0, 1))
-    return result.view(3, len(outputs), 3, -1).permute(1, 3, 0, 2).contiguous(memory_format=torch.channels_last)
+    inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
+    offsets = (-dilation, 0, dilation)
+    result = gradient.new_zeros(3, outputs, 3 * inputs)
+    strip = max(1, min(height, STRIP_PIXELS // width))
+    columns = features.new_zeros(strip, width, 3, inputs)  # what the taps of each row see, zero beyond the edges
+    for seen, given in zip(features.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)):  # a picture each
+        for start in range(0, height, strip):
+            stop = min(start + strip, height)
+            for tap, offset in enumerate(offsets):
+                low, high = max(0, -offset), min(width, width - offset)
+                if low < high:
+                    columns[: stop - start, low:high, tap] = seen[start:stop, low + offset : high + offset]
+            for tap, offset in enumerate(offsets):
+                low, high = max(0, start - offset), min(height, stop - offset)  # the rows that see some of these
+                if low < high:
+                    lines = columns[low + offset - start : high + offset - start].view(-1, 3 * inputs)
+                    result[tap].addmm_(given[low:high].flatten(0, 1).t(), lines)
+    return result.view(3, outputs, 3, inputs).permute(1, 3, 0, 2).contiguous(memory_format=torch.channels_last)
 
 
 @kernel_gradient.register_fake
