@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 STRIP_PIXELS = 4096
-"""Of the features whose neighbours are laid side by side at once, so that a CPU's caches hold them."""
+"""For each thread, of the features whose neighbours are laid side by side at once, so that a CPU's caches hold them."""
 
 
 @torch.library.custom_op(
@@ -35,7 +35,7 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
     offsets = (-dilation, 0, dilation)
     result = gradient.new_zeros(3, outputs, 3 * inputs)
-    strip = max(1, min(height, STRIP_PIXELS // width))
+    strip = max(1, min(height, STRIP_PIXELS * torch.get_num_threads() // width))
     columns = features.new_zeros(strip, width, 3, inputs)  # what the taps of each row see, zero beyond the edges
     for seen, given in zip(features.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)):  # a picture each
         for start in range(0, height, strip):
