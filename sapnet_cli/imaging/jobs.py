@@ -203,7 +203,7 @@ def _walk_remote(path: Path, output: Path | None, others: Counter[str]) -> Itera
 def _is_named_as_picture(path: Path, others: Counter[str]) -> bool:
     """Whether a file's ending is one of `FORMATS`; if not, and it is not hidden, the ending is counted."""
     ending = path.suffix.lower()
-    if ending not in FORMAT_OF_SUFFIX and path.name[0] != ".":
+    if ending not in FORMAT_OF_SUFFIX and not path.name.startswith("."):
         others[ending or "without an ending"] += 1
     return ending in FORMAT_OF_SUFFIX
 
