@@ -15,7 +15,7 @@ from sapnet_cli.errors import UsageError
 from sapnet_cli.files import find_remote, fixed_parts, identity, is_url, open_path
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS, is_picture_file
 
-Place: TypeAlias = tuple[Path | None, Path | None]
+Found: TypeAlias = tuple[Path | None, Path | None]
 """A source and its place below the output folder; (None, None) is standard input."""
 
 STREAM = "-"
@@ -129,7 +129,7 @@ def _check_options(options: OutputOptions) -> None:
 
 def _find(
     inputs: Sequence[str], listed: Iterable[str], options: OutputOptions, others: Counter[str]
-) -> Iterator[Place]:
+) -> Iterator[Found]:
     """Yields each source once; counts the endings of other files in folders and patterns."""
     seen: set[Path] = set()
     output = None if options.output in (None, STREAM) else identity(open_path(str(options.output)))
@@ -157,7 +157,9 @@ def _find(
             # Path.glob takes no absolute patterns
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
             files = [match for match in matches if match.is_file()]
-            pictures = [file for file in files if _is_named_as_picture(file, others)]
+            pictures = [file for file in files if file.suffix.lower() in FORMAT_OF_SUFFIX]
+            for file in files:
+                _count_other(file, others)
             if not pictures:
                 raise UsageError(f"{name}: no picture matches this pattern")
             for source in pictures:
@@ -186,8 +188,10 @@ def _walk(folder: Path, output: Path | None, others: Counter[str]) -> Iterator[P
         )
         for name in sorted(files):
             path = Path(parent, name)
-            if _is_named_as_picture(path, others) and is_picture_file(path):
+            if is_picture_file(path):
                 yield path
+            else:
+                _count_other(path, others)
     yield from locked
 
 
@@ -196,26 +200,28 @@ def _walk_remote(path: Path, output: Path | None, others: Counter[str]) -> Itera
     inside = output is not None and output != path
     for source, place in find_remote(path):
         hidden = any(part[0] == "." for part in place.parts) or (inside and output in source.parents)
-        if source == path or (not hidden and _is_named_as_picture(source, others)):
+        if source == path or (source.suffix.lower() in FORMAT_OF_SUFFIX and not hidden):
             yield source, Path(place)
+        elif not hidden:
+            _count_other(source, others)
 
 
-def _is_named_as_picture(path: Path, others: Counter[str]) -> bool:
-    """Whether a file's ending is one of `FORMATS`; if not, and it is not hidden, the ending is counted."""
+def _count_other(path: Path, others: Counter[str]) -> None:
+    """Counts a file by its ending, if that is none of `FORMATS` and the file is not hidden."""
     ending = path.suffix.lower()
     if ending not in FORMAT_OF_SUFFIX and not path.name.startswith("."):
         others[ending or "without an ending"] += 1
-    return ending in FORMAT_OF_SUFFIX
 
 
 def _describe(endings: Counter[str]) -> str:
     """Counts and names the most frequent endings."""
-    named = [f"{count} {ending}" for ending, count in endings.most_common(MOST_ENDINGS)]
-    rest = endings.total() - sum(count for _, count in endings.most_common(MOST_ENDINGS))
+    most = endings.most_common(MOST_ENDINGS)
+    named = [f"{count} {ending}" for ending, count in most]
+    rest = endings.total() - sum(count for _, count in most)
     return ", ".join([*named, f"{rest} others"] if rest else named)
 
 
-def _to_jobs(found: Sequence[Place], options: OutputOptions) -> list[Job]:
+def _to_jobs(found: Sequence[Found], options: OutputOptions) -> list[Job]:
     output = options.output
     if output == STREAM:
         if len(found) > 1:
