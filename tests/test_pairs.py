@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import random_pixels
@@ -14,7 +15,7 @@ from PIL import Image
 from sapnet_cli.data.crops import Augmentation, BatchRequest, CropLoader, CropSampler, CropSource, rain_layer
 from sapnet_cli.data.pairs import find_pairs
 from sapnet_cli.data.pictures import CheckedPair, PictureCache, check_pairs, read_pair, split_scenes
-from sapnet_cli.data.rain import RainConfig, RainGenerator
+from sapnet_cli.data.rain import RainConfig, RainGenerator, to_linear
 from sapnet_cli.data.sets import DataConfig, load_data
 from sapnet_cli.errors import UsageError
 
@@ -353,6 +354,18 @@ def test_a_wide_aperture_softens_near_streaks() -> None:
         return float(np.mean([np.abs(np.diff(p, axis=1)).mean() / p.std() for p in rain_on_grey(config)]))
 
     assert steepness(0.5) > 1.3 * steepness(10.0)
+
+
+def test_drops_differ_in_brightness() -> None:
+    config = RainConfig(
+        exposure_time=(1 / 3000, 1 / 3000), focal_length=(800.0, 800.0), layers=(6.0, 12.0), drops=(0.003, 0.003),
+        strength=(1.0, 1.0), coverage=(1.0, 1.0), light=(1.0, 1.0), veil=0.0, sharpening=0.0, jpeg=None,
+    )  # fmt: skip
+    rainy, _ = RainGenerator(config).draw(np.zeros((192, 192, 3), np.uint8), np.random.default_rng(0))
+    light = to_linear(rainy)[..., 1]
+    peaks = light[(light == cv2.dilate(light, np.ones((5, 5)))) & (light > 0.003)]
+    assert len(peaks) > 60
+    assert peaks.std() > 0.8 * peaks.mean(), "as an exponential distribution's, not as the diameters' alone"
 
 
 def test_streaks_are_long_when_the_shutter_is_slow() -> None:

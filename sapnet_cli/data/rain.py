@@ -12,7 +12,8 @@ What is drawn, from the drop to the file:
 - *Layers.* Shells of distance, from near, few, broad and blurred streaks to far, dense and fine ones, whose number
   follows from the volume that the picture sees; behind them a veil, since all drops farther away melt into mist.
 - *Light.* A drop shows not what is behind it but the surroundings bent into it, mostly sky: the picture is mixed with
-  that light, and with the veil's, in linear light.
+  that light, and with the veil's, in linear light. How much of it a drop catches, and how sharp it is, differs from
+  drop to drop, by an exponential distribution: among faint dots are a few bright ones.
 - *Camera.* Exposure, of the clean picture too; then clipping, the sRGB curve and rounding to 8 bits; half the pictures,
   clean and rainy alike, are sharpened, which gives streaks the dark fringes that they have in photos, and half are
   compressed as JPEG, which tears fine ones into pieces.
@@ -71,7 +72,7 @@ class RainConfig:
 
     rate: tuple[float, float] = (3.0, 120.0)
     focal_length: tuple[float, float] = (350.0, 2500.0)
-    exposure_time: tuple[float, float] = (1 / 2500, 1 / 40)
+    exposure_time: tuple[float, float] = (1 / 5000, 1 / 40)
     aperture: tuple[float, float] = (0.5, 4.0)
     slant: float = 16.0
     turbulence: tuple[float, float] = (1.0, 10.0)
@@ -250,7 +251,8 @@ def _draw_layer(
     opacities = np.minimum(1, diameters / 1000 / (speeds * camera.exposure_time)) * np.minimum(1, widths)
     blur = camera.aperture / 1000 * camera.focal_length * abs(1 / distance - 1 / camera.focus)
     sigma = float(np.sqrt((0.5 * np.median(widths) if count else 0.0) ** 2 / 3 + blur**2 + 0.45**2))
-    opacities = (opacities * (0.45 / sigma)).astype(np.float32)  # what is spread wider is fainter
+    opacities *= 0.45 / sigma  # what is spread wider is fainter
+    opacities = (opacities * random.exponential(1, count)).astype(np.float32)
 
     places = random.integers(height * width, size=count)
     layer: Plane = np.zeros(size, np.float32)
