@@ -67,6 +67,14 @@ def random_pixels(height: int, width: int, dtype: str = "uint8", seed: int = 0) 
     return np.rint(pixels * np.iinfo(dtype).max).astype(dtype)
 
 
+def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (), **options: object) -> dict[str, str]:
+    """Where the results of which pictures would go."""
+    from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
+
+    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
+    return {job.source_name: job.target_name for job in jobs}
+
+
 def invoke(*arguments: object, code: int = 0, **environment: str) -> Result:
     """Runs the command in this process, which takes seconds less than in one of its own; checks how it ended."""
     result = CliRunner().invoke(app, [str(each) for each in arguments], env={"NO_COLOR": "1", **environment})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLES, invoke, random_model, random_pixels
+from conftest import EXAMPLES, invoke, plan, random_model, random_pixels
 from PIL import Image
 
 from sapnet_cli import files
@@ -50,11 +50,6 @@ def store(photos: Path) -> Iterator[str]:
 
 def read_folder(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def plan(*inputs: str, output: str | None, listed: tuple[str, ...] = (), **options: object) -> dict[str, str]:
-    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
-    return {job.source_name: job.target_name for job in jobs}
 
 
 class TestURLs:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import plan
 
 from sapnet_cli.errors import UsageError
 from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
@@ -27,11 +28,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return tmp_path
-
-
-def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (), **options: object) -> dict[str, str]:
-    jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
-    return {job.source_name: job.target_name for job in jobs}
 
 
 @pytest.mark.usefixtures("photos")

@@ -233,9 +233,12 @@ def train(
         bool | None,
         typer.Option("--compile/--no-compile", help="torch.compile. (default: where it pays)", rich_help_panel=MACHINE),
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Threads that prepare crops.", rich_help_panel=MACHINE)] = min(
-        4, usable_cores()
-    ),
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Threads that prepare crops. (default: one a core, at most 4)", rich_help_panel=MACHINE
+        ),
+    ] = None,
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between checkpoints.", rich_help_panel=MACHINE)
     ] = 120.0,
@@ -338,7 +341,7 @@ def train(
             dry_run,
             out,
             compile=compile,
-            workers=workers,
+            workers=min(4, usable_cores()) if workers is None else workers,
             save_every=save_every,
             keep=keep,
         )
