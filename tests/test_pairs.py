@@ -184,7 +184,7 @@ def test_crops_of_a_pair_stay_together(tmp_path: Path) -> None:
 
 def test_crops_are_the_same_for_any_split_over_processes_threads_and_memory(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
-    whole = sampler(folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5))
+    whole = sampler(folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5, patchwork=0.5))
     expected = whole.batch(BatchRequest(7, 0, 4, 24))
     uncached = sampler(folder, whole.augmentation, capacity=0)
     assert len(uncached.cache) == 0
@@ -217,6 +217,32 @@ def test_augmentation_changes_the_rain(change: str, tmp_path: Path) -> None:
         "fine": 0.5 * plain < changed < 1.5 * plain,
     }[change]
     assert changed != plain
+
+
+def test_patchwork_is_a_strip_of_another_scene_of_a_dry_one_or_of_one_grey(tmp_path: Path) -> None:
+    for number in range(4):
+        clean = np.random.default_rng(number).integers(0, 200, (48, 64, 3)).astype(np.uint8)
+        save(tmp_path / "target" / f"{number}.png", clean)
+        save(tmp_path / "input" / f"{number}.png", clean + np.uint8(50))
+    request = BatchRequest(0, 0, 96, 24)
+    plain = sampler(tmp_path).batch(request)
+    kinds = {"rainy": 0, "dry": 0, "grey": 0}
+    sides = set()
+    for rainy, clean, *whole in zip(*sampler(tmp_path, Augmentation(patchwork=1.0)).batch(request), *plain):
+        changed = (clean != whole[1]).any(axis=2)
+        rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+        strip = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert changed[strip].mean() > 0.9
+        kept = np.ones((24, 24), bool)
+        kept[strip] = False
+        assert 0.35 < kept.mean() < 1
+        assert np.array_equal(rainy[kept], whole[0][kept]), "with the rain that it had"
+        sides.add((len(rows) < 24, len(columns) < 24, int(rows[0]), int(columns[0])))
+        dry = np.array_equal(rainy[strip], clean[strip])
+        kinds["rainy" if not dry else "grey" if np.ptp(clean[strip]) == 0 else "dry"] += 1
+    assert min(kinds.values()) > 15
+    assert {side[:2] for side in sides} == {(True, False), (False, True)}
+    assert len(sides) > 10
 
 
 def test_rain_that_was_cut_at_white_is_lifted_off_whole() -> None:

@@ -154,6 +154,12 @@ def train(
     fine: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of crops that are shrunk.", rich_help_panel=DATA)
     ] = None,
+    patchwork: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of crops with a part of another scene, or of a plain bar.", rich_help_panel=DATA
+        ),
+    ] = None,
     ssim: Annotated[float | None, typer.Option(help="Negative SSIM.", rich_help_panel=LOSSES)] = None,
     l1: Annotated[float | None, typer.Option(help="Mean absolute error.", rich_help_panel=LOSSES)] = None,
     psnr: Annotated[
@@ -313,7 +319,9 @@ def train(
                 losses=_given(
                     ssim=ssim, l1=l1, psnr=psnr, pcl=pcl, lpips=lpips, ubs=ubs, ubs_from=ubs_from, stages=stage_loss
                 ),
-                augmentation=_given(flip=flip, turn=turn, recombine=recombine, mix=mix, faint=faint, fine=fine),
+                augmentation=_given(
+                    flip=flip, turn=turn, recombine=recombine, mix=mix, faint=faint, fine=fine, patchwork=patchwork
+                ),
                 optimizer=optimizer.value if optimizer else None,
                 learning_rate=learning_rate,
                 muon_learning_rate=muon_learning_rate,

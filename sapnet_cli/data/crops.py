@@ -17,6 +17,9 @@ from sapnet_cli.data.rain import RainGenerator
 LARGER_CROPS = (1.5, 2.0)
 """Scales that `Augmentation.fine` shrinks crops by."""
 
+PATCHWORK = (0.03, 0.6)
+"""Share of a crop that `Augmentation.patchwork` fills with something else."""
+
 WHITE = 255
 
 LAYER_TRIES, MOST_WHITE = 5, 0.15
@@ -28,7 +31,7 @@ INPAINTING_RADIUS = 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a crop is changed; the last four because real rain has more faces than the public sets.
+    """How a crop is changed; the last five because real rain has more faces than the public sets.
 
     Attributes:
         flip: whether crops are mirrored, left to right and upside down: rain stays upright.
@@ -37,6 +40,8 @@ class Augmentation:
         mix: probability that rain of any pair of any set, weakened, falls on top: light with heavy.
         faint: probability that the rain is weakened, to anything from nothing to all of it.
         fine: probability that a larger crop is shrunk, by 1.5 or 2, which makes streaks finer and denser.
+        patchwork: probability that a part of the crop is of another one, with its rain or dry, or a plain bar:
+            attention sees means over the whole, and photos have sheltered parts and black borders.
     """
 
     flip: bool = True
@@ -45,6 +50,7 @@ class Augmentation:
     mix: float = 0.0
     faint: float = 0.0
     fine: float = 0.0
+    patchwork: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,21 @@ class CropSampler:
     def crop(self, iteration: int, place: int, patch: int) -> tuple[Pixels, Pixels]:
         """One rainy crop and its ground truth, each (patch, patch, 3) uint8."""
         random = np.random.default_rng((self.seed, iteration, place))
+        rainy, clean = self._rained_on(patch, random)
+        if random.random() < self.augmentation.patchwork:
+            part = _side_part(patch, random)
+            theirs = self._rained_on(patch, random)
+            kind = random.integers(3)
+            if kind == 0:
+                theirs = theirs[1], theirs[1]
+            elif kind == 1:
+                bar = np.full_like(clean, (0, WHITE, random.integers(WHITE))[random.integers(3)])
+                theirs = bar, bar
+            rainy, clean = np.where(part, theirs[0], rainy), np.where(part, theirs[1], clean)
+        return rainy, clean
+
+    def _rained_on(self, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
+        """A rainy crop of one scene and its ground truth, each (patch, patch, 3) uint8."""
         change = self.augmentation
         source = self._source(random)
         rainy, clean = self._cut(source, patch, random)
@@ -189,6 +210,13 @@ class CropLoader:
         """Ends the threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _side_part(patch: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    """Where something else is: a strip along one of the sides, (patch, patch, 1)."""
+    reached = np.arange(patch) < max(1, patch * random.uniform(*PATCHWORK))
+    part = np.broadcast_to(reached[:, None, None], (patch, patch, 1))
+    return np.rot90(part, int(random.integers(4)))
 
 
 def rain_layer(rainy: Pixels, clean: Pixels) -> NDArray[np.float32]:
