@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sapnet_cli.cli.app import app
 from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
+from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 
@@ -69,8 +70,6 @@ def random_pixels(height: int, width: int, dtype: str = "uint8", seed: int = 0) 
 
 def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (), **options: object) -> dict[str, str]:
     """Where the results of which pictures would go."""
-    from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
-
     jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
     return {job.source_name: job.target_name for job in jobs}
 

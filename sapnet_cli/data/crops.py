@@ -116,15 +116,18 @@ class CropSampler:
         rainy, clean = self._rained_on(patch, random)
         if random.random() < self.augmentation.patchwork:
             part = _side_part(patch, random)
-            theirs = self._rained_on(patch, random)
-            kind = random.integers(3)
-            if kind == 0:
-                theirs = theirs[1], theirs[1]
-            elif kind == 1:
-                bar = np.full_like(clean, (0, WHITE, random.integers(WHITE))[random.integers(3)])
-                theirs = bar, bar
-            rainy, clean = np.where(part, theirs[0], rainy), np.where(part, theirs[1], clean)
+            other_rainy, other_clean = self._elsewhere(patch, random)
+            rainy, clean = np.where(part, other_rainy, rainy), np.where(part, other_clean, clean)
         return rainy, clean
+
+    def _elsewhere(self, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
+        """What patchwork puts into a crop and its ground truth: another crop, with its rain or dry, or one grey."""
+        kind = random.integers(3)
+        if kind == 0:
+            bar = np.full((patch, patch, 3), (0, WHITE, random.integers(WHITE))[random.integers(3)], np.uint8)
+            return bar, bar
+        rainy, clean = self._rained_on(patch, random)
+        return (rainy if kind == 1 else clean), clean
 
     def _rained_on(self, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
         """A rainy crop of one scene and its ground truth, each (patch, patch, 3) uint8."""

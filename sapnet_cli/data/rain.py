@@ -12,8 +12,8 @@ What is drawn, from the drop to the file:
 - *Layers.* Shells of distance, from near, few, broad and blurred streaks to far, dense and fine ones, whose number
   follows from the volume that the picture sees; behind them a veil, since all drops farther away melt into mist.
 - *Light.* A drop shows not what is behind it but the surroundings bent into it, mostly sky: the picture is mixed with
-  that light, and with the veil's, in linear light. How much of it a drop catches, and how sharp it is, differs from
-  drop to drop, by an exponential distribution: among faint dots are a few bright ones.
+  that light, and with the veil's, in linear light. How much of it a drop catches differs from drop to drop, by an
+  exponential distribution: among faint dots are a few bright ones.
 - *Camera.* Exposure, of the clean picture too; then clipping, the sRGB curve and rounding to 8 bits; half the pictures,
   clean and rainy alike, are sharpened, which gives streaks the dark fringes that they have in photos, and half are
   compressed as JPEG, which tears fine ones into pieces.
