@@ -53,6 +53,7 @@ class Derainer:
         batch_size: int | Literal["auto"] = "auto",
         tile_statistics: Literal["shared", "exact"] = "shared",
         tta: bool = False,
+        pyramid: int | Literal["auto"] = "auto",
     ) -> None:
         """Loads the weights; the other arguments are those of `EngineConfig`.
 
@@ -66,12 +67,13 @@ class Derainer:
             batch_size: tiles, or pictures of one size, in one forward; or `auto`.
             tile_statistics: `shared` or `exact`.
             tta: whether to take the mean over flips and turns, for four or eight times the time.
+            pyramid: levels to derain at, each a quarter of the one before; 1 for the picture alone.
 
         Raises:
             CheckpointError: the weights are missing, damaged or foreign.
             UsageError: an argument makes no sense, or the device is not there.
         """
-        config = EngineConfig(device, precision, tile, overlap, batch_size, stages, tile_statistics, tta)
+        config = EngineConfig(device, precision, tile, overlap, batch_size, stages, tile_statistics, tta, pyramid)
         self.engine = Engine(load_checkpoint(locate_weights(str(weights))), config)
 
     def derain(self, image: Picture) -> Picture:

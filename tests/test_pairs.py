@@ -184,7 +184,7 @@ def test_crops_of_a_pair_stay_together(tmp_path: Path) -> None:
 
 def test_crops_are_the_same_for_any_split_over_processes_threads_and_memory(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
-    whole = sampler(folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5, patchwork=0.5))
+    whole = sampler(folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5, coarse=0.5, patchwork=0.5))
     expected = whole.batch(BatchRequest(7, 0, 4, 24))
     uncached = sampler(folder, whole.augmentation, capacity=0)
     assert len(uncached.cache) == 0
@@ -217,6 +217,27 @@ def test_augmentation_changes_the_rain(change: str, tmp_path: Path) -> None:
         "fine": 0.5 * plain < changed < 1.5 * plain,
     }[change]
     assert changed != plain
+
+
+def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
+    for number in range(3):
+        clean = random_pixels(64, 64, seed=number) // 2
+        streaks = np.zeros((64, 64, 1), np.uint8)
+        streaks[:, number::9] = 100
+        save(tmp_path / "target" / f"{number}.png", clean)
+        save(tmp_path / "input" / f"{number}.png", clean + streaks)
+    request = BatchRequest(0, 0, 32, 48)
+    plain, coarse = (sampler(tmp_path, Augmentation(turn=False, coarse=chance)).batch(request) for chance in (0.0, 1.0))
+    assert np.array_equal(plain[1], coarse[1])
+
+    def distance(crops: tuple[np.ndarray, np.ndarray]) -> float:
+        """From streak to streak."""
+        layer = crops[0].astype(float) - crops[1]
+        rises = ((layer[:, :, 1:] > 40) & (layer[:, :, :-1] <= 40)).mean()
+        return float(1 / rises)
+
+    assert distance(plain) == pytest.approx(9, rel=0.15)
+    assert 9 * 1.4 < distance(coarse) < 9 * 2.5
 
 
 def test_patchwork_is_a_strip_of_another_scene_of_a_dry_one_or_of_one_grey(tmp_path: Path) -> None:

@@ -183,6 +183,16 @@ def derain(
             rich_help_panel=NETWORK,
         ),
     ] = False,
+    pyramid: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            callback=_auto_or_number,
+            help="Levels, each a quarter as wide and high: the result is derained again, for the wide streaks of large "
+            "photos. 1 is the photo alone; auto goes down to a tenth of a megapixel.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = "auto",
     shard: Annotated[
         str | None,
         typer.Option(
@@ -270,6 +280,7 @@ def derain(
             batch_size="auto" if batch_size == "auto" else int(batch_size),
             tile_statistics=tile_statistics.value,
             tta=tta,
+            pyramid="auto" if pyramid == "auto" else int(pyramid),
         )
         file_options = FileOptions(existing.value, quality, max_megapixels)
         if engine is EngineName.ray and jobs:  # a shard may be empty, which is not worth a cluster

@@ -154,6 +154,10 @@ def train(
     fine: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of crops that are shrunk.", rich_help_panel=DATA)
     ] = None,
+    coarse: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of crops whose rain is enlarged.", rich_help_panel=DATA),
+    ] = None,
     patchwork: Annotated[
         float | None,
         typer.Option(
@@ -320,7 +324,14 @@ def train(
                     ssim=ssim, l1=l1, psnr=psnr, pcl=pcl, lpips=lpips, ubs=ubs, ubs_from=ubs_from, stages=stage_loss
                 ),
                 augmentation=_given(
-                    flip=flip, turn=turn, recombine=recombine, mix=mix, faint=faint, fine=fine, patchwork=patchwork
+                    flip=flip,
+                    turn=turn,
+                    recombine=recombine,
+                    mix=mix,
+                    faint=faint,
+                    fine=fine,
+                    coarse=coarse,
+                    patchwork=patchwork,
                 ),
                 optimizer=optimizer.value if optimizer else None,
                 learning_rate=learning_rate,

@@ -17,6 +17,9 @@ from sapnet_cli.data.rain import RainGenerator
 LARGER_CROPS = (1.5, 2.0)
 """Scales that `Augmentation.fine` shrinks crops by."""
 
+COARSER = (1.25, 2.5)
+"""Scales that `Augmentation.coarse` enlarges rain by."""
+
 PATCHWORK = (0.03, 0.6)
 """Share of a crop that `Augmentation.patchwork` fills with something else."""
 
@@ -31,7 +34,7 @@ INPAINTING_RADIUS = 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a crop is changed; the last five because real rain has more faces than the public sets.
+    """How a crop is changed; the last six because real rain has more faces than the public sets.
 
     Attributes:
         flip: whether crops are mirrored, left to right and upside down: rain stays upright.
@@ -40,6 +43,7 @@ class Augmentation:
         mix: probability that rain of any pair of any set, weakened, falls on top: light with heavy.
         faint: probability that the rain is weakened, to anything from nothing to all of it.
         fine: probability that a larger crop is shrunk, by 1.5 or 2, which makes streaks finer and denser.
+        coarse: probability that the rain is enlarged, by up to 2.5, as photos of many pixels have it.
         patchwork: probability that a part of the crop is of another one, with its rain or dry, or a plain bar:
             attention sees means over the whole, and photos have sheltered parts and black borders.
     """
@@ -50,6 +54,7 @@ class Augmentation:
     mix: float = 0.0
     faint: float = 0.0
     fine: float = 0.0
+    coarse: float = 0.0
     patchwork: float = 0.0
 
 
@@ -136,11 +141,16 @@ class CropSampler:
         rainy, clean = self._cut(source, patch, random)
         if source.rain is not None:
             rainy, clean = source.rain.draw(clean, random)
-        recombined, mixed, faint = (random.random() < chance for chance in (change.recombine, change.mix, change.faint))
-        if not (recombined or mixed or faint):
+        chances = (change.recombine, change.mix, change.faint, change.coarse)
+        recombined, mixed, faint, coarse = (random.random() < chance for chance in chances)
+        if not (recombined or mixed or faint or coarse):
             return rainy, clean
         lent = recombined and source.rain is None
         layer = rain_layer(*(self._cut_uncovered(source, patch, random) if lent else (rainy, clean)))
+        if coarse:
+            part = int(patch / random.uniform(*COARSER))
+            enlarged = cv2.resize(layer[:part, :part], (patch, patch), interpolation=cv2.INTER_CUBIC)
+            layer = enlarged.astype(np.float32)
         if faint:
             layer = layer * np.float32(random.random())
         if mixed:

@@ -25,6 +25,7 @@ from sapnet_cli.engine.hardware import (
 )
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
+from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
 from sapnet_cli.engine.statistics import choose_sample
 from sapnet_cli.engine.tiled import TiledForward
@@ -70,6 +71,8 @@ class EngineConfig:
             computes them layer by layer over all of it, as is done anyway where memory allows.
         tta: test-time augmentation, also called self-ensemble: the mean over the eight flips and quarter turns of
             each picture, for eight times the time; over the four flips where the weights know upright pictures only.
+        pyramid: levels, each a quarter as wide and high as the one before, that a picture is derained at: 1 is the
+            picture alone, `auto` goes down to a tenth of a megapixel (`count_levels`).
     """
 
     device: str = "auto"
@@ -80,6 +83,7 @@ class EngineConfig:
     stages: int | None = None
     tile_statistics: Literal["shared", "exact"] = "shared"
     tta: bool = False
+    pyramid: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuses values that make no sense, with a `UsageError`."""
@@ -94,6 +98,8 @@ class EngineConfig:
             )
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size >= 1):
             raise UsageError(f"batch size {self.batch_size!r} is neither auto nor at least 1")
+        if self.pyramid != "auto" and not (isinstance(self.pyramid, int) and self.pyramid >= 1):
+            raise UsageError(f"pyramid {self.pyramid!r} is neither auto nor at least 1 level")
         if self.tile_statistics not in ("shared", "exact"):
             raise UsageError(f"tile statistics {self.tile_statistics!r} are neither 'shared' nor 'exact'")
 
@@ -153,24 +159,26 @@ class Engine:
             while stop < min(start + self.batch_size(*first.shape[:2]), len(images)) and _alike(first, images[stop]):
                 stop += 1
             group = images[start:stop]
-            derain = self._derain_turned if self.config.tta else self._derain_alike
-            results += derain(group, part_of(report, start / len(images), stop / len(images)))
+            pixels = first.shape[0] * first.shape[1]
+            levels = count_levels(pixels) if self.config.pyramid == "auto" else self.config.pyramid
+            part = part_of(report, start / len(images), stop / len(images))
+            results += self._derain_levels(group, levels, pixels, part)
         return results
 
     def batch_size(self, height: int, width: int) -> int:
         """How many pictures of a size share one forward; 1 for those that are tiled, or turned."""
         if self.config.tta:
             return 1
-        tile, batch = self._plan(height, width)
+        tile, batch = self._plan(height, width, height * width)
         return batch if tile == 0 or max(height, width) <= tile else 1
 
-    def _plan(self, height: int, width: int) -> tuple[int, int]:
-        """Tile, 0 for the whole image, and batch size for pictures of a size."""
-        affordable = self._affordable_pixels(height * width)
+    def _plan(self, height: int, width: int, of_pixels: int) -> tuple[int, int]:
+        """Tile, 0 for the whole image, and batch size for pictures of a size, levels of ones of so many pixels."""
+        affordable = self._affordable_pixels(of_pixels)
         together = 1 if self.config.batch_size == "auto" else self.config.batch_size
         if self.config.tile != "auto":
             tile = self.config.tile
-        elif height * width <= affordable // together or self._exact(height, width):
+        elif height * width <= affordable // together or self._exact(height, width, of_pixels):
             tile = 0
         else:
             side = int((affordable / together) ** 0.5) // 32 * 32
@@ -182,13 +190,15 @@ class Engine:
         batch = 1 if self.device.type == "cpu" else max(1, min(64, min(affordable, GPU_PIXELS) // window))
         return tile, batch
 
-    def _exact(self, height: int, width: int) -> bool:
-        """Whether a picture is computed in one, by strips: no tiles, no estimates. Who names a tile has less memory."""
-        pixels = height * width
-        needed = stored_bytes(self._reference, self.precision, pixels)
+    def _exact(self, height: int, width: int, of_pixels: int) -> bool:
+        """Whether a picture is computed in one, by strips: no tiles, no estimates. Who names a tile has less memory.
+
+        It may be a coarse level of one of `of_pixels`, which is not to take more memory than that one.
+        """
+        needed = stored_bytes(self._reference, self.precision, height * width)
         if self.config.tile != "auto":
-            return needed <= min(CPU_BUDGET, self._budget(pixels))
-        return pixels <= EXACT_PIXELS and needed <= free_memory(self.device) * EXACT_SHARE
+            return needed <= min(CPU_BUDGET, self._budget(of_pixels))
+        return of_pixels <= EXACT_PIXELS and needed <= free_memory(self.device) * EXACT_SHARE
 
     def _budget(self, pixels: int) -> float:
         """Bytes that one forward may take, when it is for a picture of so many pixels."""
@@ -204,7 +214,20 @@ class Engine:
             return int(self._budget(pixels) / stored_bytes(self._reference, self.precision, 1))
         return int(self._budget(pixels) / (VALUES_PER_PIXEL * self.precision.itemsize))
 
-    def _derain_turned(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
+    def _derain_levels(self, images: Sequence[Pixels], levels: int, of_pixels: int, report: Report) -> list[Pixels]:
+        """Pictures of one size, then what is left in them at a quarter of it, and so on."""
+        derain = self._derain_turned if self.config.tta else self._derain_alike
+        if levels == 1:
+            return derain(images, of_pixels, report)
+        finest = 1 - 1 / FACTOR**2
+        results = derain(images, of_pixels, part_of(report, 0, finest))
+        coarse = [shrink(result) for result in results]
+        derained = self._derain_levels(coarse, levels - 1, of_pixels, part_of(report, finest, 1))
+        for result, before, after in zip(results, coarse, derained):
+            add_enlarged(result, after - before)
+        return results
+
+    def _derain_turned(self, images: Sequence[Pixels], of_pixels: int, report: Report) -> list[Pixels]:
         """The mean over views of one picture: flips, and turns where the network knows them."""
         (image,) = images
         turns_known = (0, 2) if self._reference.config.upright else range(4)
@@ -214,16 +237,17 @@ class Engine:
         for index, (turns, mirrored) in enumerate(views):
             view = np.rot90(pixels, turns)
             view = np.ascontiguousarray(view[:, ::-1] if mirrored else view)
-            result = self._derain_alike([view], part_of(report, index / len(views), (index + 1) / len(views)))[0]
+            part = part_of(report, index / len(views), (index + 1) / len(views))
+            result = self._derain_alike([view], of_pixels, part)[0]
             total += np.rot90(result[:, ::-1] if mirrored else result, -turns)
         return to_pixels(torch.from_numpy(total / len(views)).permute(2, 0, 1)[None], image.dtype)
 
-    def _derain_alike(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
+    def _derain_alike(self, images: Sequence[Pixels], of_pixels: int, report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
-        tile, batch = self._plan(height, width)
-        room = max(batch * tile**2, self._affordable_pixels(height * width))  # of the sample for shared statistics
-        exact = self.config.tile_statistics == "exact" or self._exact(height, width)
+        tile, batch = self._plan(height, width, of_pixels)
+        room = max(batch * tile**2, self._affordable_pixels(of_pixels))  # of the sample for shared statistics
+        exact = self.config.tile_statistics == "exact" or self._exact(height, width, of_pixels)
         while True:
             try:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
