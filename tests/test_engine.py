@@ -381,10 +381,11 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
 
 def test_auto_tiles_a_large_picture_only() -> None:
     engine = Engine(SAPNet(), CPU)
-    assert engine._plan(300, 300)[0] == 0
-    tile, batch = engine._plan(5000, 6000)
+    assert engine._plan(300, 300, 300 * 300)[0] == 0
+    tile, batch = engine._plan(5000, 6000, 5000 * 6000)
     assert 192 <= tile <= 2048
     assert batch == 1
+    assert 192 <= engine._plan(1500, 1500, 24000 * 24000)[0] <= 1024, "a level of a large one is as careful"
 
 
 @pytest.mark.parametrize(
