@@ -66,6 +66,15 @@ def test_what_is_left_is_taken_off_at_a_quarter_of_the_size(tta: bool) -> None:
         assert not np.array_equal(result, engine(1).derain(image))
 
 
+def test_there_are_no_more_levels_than_pixels() -> None:
+    image = random_pixels(5, 17)
+    many, three = (
+        Engine(random_model(), EngineConfig(device="cpu", precision="fp32", pyramid=levels)).derain(image)
+        for levels in (10_000, 3)
+    )
+    assert np.array_equal(many, three)
+
+
 def test_small_pictures_are_left_at_one_level() -> None:
     image = random_pixels(50, 71)
     auto, alone = (

@@ -217,12 +217,13 @@ class Engine:
     def _derain_levels(self, images: Sequence[Pixels], levels: int, of_pixels: int, report: Report) -> list[Pixels]:
         """Pictures of one size, then what is left in them at a quarter of it, and so on."""
         derain = self._derain_turned if self.config.tta else self._derain_alike
-        if levels == 1:
+        if levels == 1 or max(images[0].shape[:2]) < FACTOR:
             return derain(images, of_pixels, report)
         finest = 1 - 1 / FACTOR**2
         results = derain(images, of_pixels, part_of(report, 0, finest))
         coarse = [shrink(result) for result in results]
-        derained = self._derain_levels(coarse, levels - 1, of_pixels, part_of(report, finest, 1))
+        beside = of_pixels * 3 // 2  # this level's picture and result, in floats, take half of what the finest's do
+        derained = self._derain_levels(coarse, levels - 1, beside, part_of(report, finest, 1))
         for result, before, after in zip(results, coarse, derained):
             add_enlarged(result, after - before)
         return results
