@@ -19,8 +19,8 @@ FACTOR = 4
 LEAST_PIXELS = 100_000
 """Of the coarsest level: less than the pictures of the public sets have."""
 
-ROWS = 64
-"""Of a coarser level, that are computed at once."""
+ROWS = 16
+"""Of a coarser level, that are computed at once: what that takes is small beside the picture."""
 
 MARGIN = 2
 """Rows on either side that bicubic interpolation looks at."""
@@ -44,13 +44,12 @@ def shrink(image: Pixels) -> Pixels:
         (H / 4, W / 4, 3), rounded up, float32 in [0, 1]. The last row and column stand for what the last squares lack.
     """
     height, width = image.shape[:2]
-    lacking = -width % FACTOR
-    bands = []
-    for start in range(0, height, ROWS * FACTOR):
-        band = to_float(to_tensor([image[start : start + ROWS * FACTOR]])).permute(0, 3, 1, 2)
-        band = functional.pad(band, (0, lacking, 0, -band.shape[2] % FACTOR), mode="replicate")
-        bands.append(functional.avg_pool2d(band, FACTOR)[0].permute(1, 2, 0).numpy())
-    return np.ascontiguousarray(np.concatenate(bands))
+    coarse = np.empty((-(-height // FACTOR), -(-width // FACTOR), 3), np.float32)
+    for start in range(0, len(coarse), ROWS):
+        band = to_float(to_tensor([image[start * FACTOR : (start + ROWS) * FACTOR]])).permute(0, 3, 1, 2)
+        band = functional.pad(band, (0, -width % FACTOR, 0, -band.shape[2] % FACTOR), mode="replicate")
+        coarse[start : start + ROWS] = functional.avg_pool2d(band, FACTOR)[0].permute(1, 2, 0)
+    return coarse
 
 
 def add_enlarged(image: Pixels, change: Pixels) -> None:
