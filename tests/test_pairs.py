@@ -242,9 +242,8 @@ def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
 
 def test_patchwork_is_a_strip_of_another_scene_of_a_dry_one_or_of_one_grey(tmp_path: Path) -> None:
     for number in range(4):
-        clean = (
-            np.random.default_rng(number).integers(0, 200, (480, 640, 3)).astype(np.uint8)
-        )  # large: no two crops overlap
+        # large: no two crops overlap
+        clean = np.random.default_rng(number).integers(0, 200, (480, 640, 3)).astype(np.uint8)
         save(tmp_path / "target" / f"{number}.png", clean)
         save(tmp_path / "input" / f"{number}.png", clean + np.uint8(50))
     request = BatchRequest(0, 0, 96, 24)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ from sapnet_cli.engine.pyramid import add_enlarged, count_levels, shrink
 from sapnet_cli.errors import UsageError
 
 EXAMPLE = sorted((Path(__file__).parents[1] / "examples" / "rainy").iterdir())[0]
+
+
+def engine(levels: int | Literal["auto"], tta: bool = False) -> Engine:
+    config = EngineConfig(device="cpu", precision="fp32", batch_size=2, tta=tta, pyramid=levels)
+    return Engine(random_model(), config)
 
 
 @pytest.mark.parametrize(
@@ -51,36 +57,24 @@ def test_changes_are_enlarged_without_seams(dtype: type[np.generic], white: floa
 @pytest.mark.parametrize("tta", [False, True])
 def test_what_is_left_is_taken_off_at_a_quarter_of_the_size(tta: bool) -> None:
     images = [random_pixels(50, 71, seed=seed) for seed in (0, 1)]
-
-    def engine(levels: int) -> Engine:
-        return Engine(
-            random_model(), EngineConfig(device="cpu", precision="fp32", pyramid=levels, tta=tta, batch_size=2)
-        )
-
-    results = engine(3).derain_batch(images)
-    for image, result in zip(images, results):
-        expected = engine(1).derain(image)
+    one, two, three = (engine(levels, tta) for levels in (1, 2, 3))
+    for image, result in zip(images, three.derain_batch(images)):
+        expected = one.derain(image)
         coarse = shrink(expected)
-        add_enlarged(expected, engine(2).derain(coarse) - coarse)
+        add_enlarged(expected, two.derain(coarse) - coarse)
         assert np.abs(result.astype(int) - expected).max() <= 1
-        assert not np.array_equal(result, engine(1).derain(image))
+        assert not np.array_equal(result, one.derain(image))
 
 
 def test_there_are_no_more_levels_than_pixels() -> None:
     image = random_pixels(5, 17)
-    many, three = (
-        Engine(random_model(), EngineConfig(device="cpu", precision="fp32", pyramid=levels)).derain(image)
-        for levels in (10_000, 3)
-    )
+    many, three = (engine(levels).derain(image) for levels in (10_000, 3))
     assert np.array_equal(many, three)
 
 
 def test_small_pictures_are_left_at_one_level() -> None:
     image = random_pixels(50, 71)
-    auto, alone = (
-        Engine(random_model(), EngineConfig(device="cpu", precision="fp32", pyramid=levels)).derain(image)
-        for levels in ("auto", 1)
-    )
+    auto, alone = (engine(levels).derain(image) for levels in ("auto", 1))
     assert np.array_equal(auto, alone)
     with pytest.raises(UsageError, match="pyramid 0 is neither auto nor at least 1 level"):
         EngineConfig(pyramid=0)

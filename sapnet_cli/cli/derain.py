@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -74,6 +74,11 @@ def _auto_or_number(value: str) -> str:
     if value != "auto" and not value.isdecimal():
         raise typer.BadParameter(f"{value!r} is neither auto nor a number")
     return value
+
+
+def _number(value: str) -> int | Literal["auto"]:
+    """What `_auto_or_number` let pass, as `EngineConfig` takes it."""
+    return "auto" if value == "auto" else int(value)
 
 
 FILES, NETWORK, FLEET, REPORT = "Files", "Network", "Many machines", "Reporting"
@@ -274,13 +279,13 @@ def derain(
         config = EngineConfig(
             device=device,
             precision=precision.value,
-            tile="auto" if tile == "auto" else int(tile),
+            tile=_number(tile),
             overlap=overlap,
             stages=stages,
-            batch_size="auto" if batch_size == "auto" else int(batch_size),
+            batch_size=_number(batch_size),
             tile_statistics=tile_statistics.value,
             tta=tta,
-            pyramid="auto" if pyramid == "auto" else int(pyramid),
+            pyramid=_number(pyramid),
         )
         file_options = FileOptions(existing.value, quality, max_megapixels)
         if engine is EngineName.ray and jobs:  # a shard may be empty, which is not worth a cluster

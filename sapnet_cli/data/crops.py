@@ -150,7 +150,7 @@ class CropSampler:
         if coarse:
             part = int(patch / random.uniform(*COARSER))
             enlarged = cv2.resize(layer[:part, :part], (patch, patch), interpolation=cv2.INTER_CUBIC)
-            layer = enlarged.astype(np.float32)
+            layer = np.asarray(enlarged, np.float32)
         if faint:
             layer = layer * np.float32(random.random())
         if mixed:
