@@ -120,7 +120,7 @@ def test_exact_statistics(
 ) -> None:
     if on_disk:
         monkeypatch.setattr(fused, "free_memory", lambda device: 0)
-    in_strips(monkeypatch, 560 * 47)
+    in_strips(monkeypatch, 560 * 47, channels=32)
     config = EngineConfig(device="cpu", precision="fp32", tile=256, tile_statistics="exact")
     exact = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
     assert 255 * difference(exact, whole) < 0.01
@@ -142,10 +142,11 @@ def test_without_a_folder_for_temporary_files(
         Engine(random_model(), config).derain(random_pixels(60, 90))
 
 
-def in_strips(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+def in_strips(monkeypatch: pytest.MonkeyPatch, pixels: int, channels: int = 8) -> None:
+    """Of float32."""
     monkeypatch.setitem(fused.WHOLE_BYTES, "cpu", 0)
-    monkeypatch.setitem(fused.STRIP_PIXELS, "cpu", pixels)
-    monkeypatch.setitem(fused.LSTM_PIXELS, "cpu", pixels // 2)
+    monkeypatch.setitem(fused.STRIP_BYTES, "cpu", 4 * channels * pixels)
+    monkeypatch.setitem(fused.LSTM_BYTES, "cpu", 2 * channels * pixels)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 3), (33, 47), (70, 60)])

@@ -45,9 +45,9 @@ WHOLE_BYTES = {"cpu": 2**25, "cuda": 2**28}
 """Planes of features up to this size are worked on whole, for twice the memory; larger ones, which a CPU's caches do
 not hold, in strips."""
 
-STRIP_PIXELS = {"cpu": 2**16, "cuda": 2**21}
-LSTM_PIXELS = {"cpu": 2**15, "cuda": 2**21}
-"""Pixels of a strip, of the wide and short-lived features of the LSTM fewer: so that a CPU's caches hold them."""
+STRIP_BYTES = {"cpu": 2**23, "cuda": 2**27}
+LSTM_BYTES = {"cpu": 2**22, "cuda": 2**27}
+"""Features of a strip, of the wide and short-lived ones of the LSTM fewer: so that a CPU's caches hold them."""
 
 MOST_BYTES = (2**15 - 1) // 255
 """So many of them add up to a 16-bit integer."""
@@ -175,6 +175,33 @@ class Ranging:
         return self
 
 
+class Room:
+    """Memory for the planes of forwards, one after the other: what is freed and taken anew is faulted in anew."""
+
+    def __init__(self) -> None:
+        """Takes nothing yet."""
+        self._place: torch.device | None = None
+        self._taken = 0
+        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def begin(self, place: torch.device | None) -> None:
+        """For the next forward; what it needs beyond the one before goes to a place, or, None, onto the disk."""
+        self._place, self._taken = place, 0
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A plane (N, H, W, C) with what a forward before left in it.
+
+        Raises:
+            OutOfMemoryError: there is none.
+        """
+        key, count = (self._taken, dtype), math.prod(shape)
+        self._taken += 1
+        if key not in self._kept or self._kept[key].numel() < count:
+            self._kept.pop(key, None)  # before there is another
+            self._kept[key] = make_plane((count,), dtype, self._place)
+        return self._kept[key][:count].view(shape)
+
+
 class FusedForward:
     """One forward over one picture, or over windows that share their statistics."""
 
@@ -185,6 +212,7 @@ class FusedForward:
         cores: Sequence[tuple[slice, slice]] | None = None,
         pool: Pool | None = None,
         ranging: Ranging | None = None,
+        room: Room | None = None,
     ) -> None:
         """Makes room.
 
@@ -195,6 +223,7 @@ class FusedForward:
             pool: turns the mean over each core, (N, C), and the cores' areas, (N,), into the vector to pool to, (C,);
                 None takes the mean over all of them, `average`.
             ranging: of the picture that these are windows of; None for its own.
+            room: where the planes go, if not into room of their own; the forward that had it before is over.
 
         Raises:
             OutOfMemoryError: the planes fit neither into memory nor onto the disk that holds temporary files.
@@ -206,12 +235,15 @@ class FusedForward:
         device, channels = weights.device, weights.model.config.channels
         pixels = self.count * self.height * self.width
         kind = device.type if device.type in WHOLE_BYTES else "cuda"
-        self.whole = whole = pixels * channels * weights.dtype.itemsize <= WHOLE_BYTES[kind]
-        self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_PIXELS[kind]))
-        self.lstm_strips = list(self._cut(LSTM_PIXELS[kind]))
+        pixel = channels * weights.dtype.itemsize
+        self.whole = whole = pixels * pixel <= WHOLE_BYTES[kind]
+        self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
+        self.lstm_strips = list(self._cut(LSTM_BYTES[kind] // pixel))
         place = _place(stored_bytes(weights.model, weights.precision, pixels), device)
         self.residual = torch.empty(self.count, self.height, self.width, 3, device=place or "cpu")
-        self._make_planes((self.count, self.height, self.width, channels), place)
+        room = room or Room()
+        room.begin(place)
+        self._make_planes((self.count, self.height, self.width, channels), room)
         self._columns: Tensor | None = None
         self._rectangles: Tensor | None = None
         self._dilation = 0
@@ -226,8 +258,8 @@ class FusedForward:
         self.pooled: list[Tensor] = []
         self.residual.zero_()
 
-    def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
-        planes = [make_plane(shape, self.weights.dtype, place) for _ in range(3 if self.whole else PLANES)]
+    def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
+        planes = [room.take(shape, self.weights.dtype) for _ in range(3 if self.whole else PLANES)]
         self.hidden, self.spare, self.cell = planes[:3]
         self.inner = planes[-1]
 
@@ -501,7 +533,7 @@ def reserve(file: int, size: int) -> None:
 
 
 def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device | None) -> Tensor:
-    """An uninitialised plane (N, H, W, C): in a place, or in an unnamed temporary file."""
+    """An uninitialised plane: in a place, or in an unnamed temporary file."""
     if place is not None:
         return torch.empty(shape, dtype=dtype, device=place)
     count, folder = math.prod(shape), temporary_folder()

@@ -25,9 +25,9 @@ from sapnet_cli.engine.fused import (
     FusedWeights,
     Kernel,
     Ranging,
+    Room,
     Strip,
     embed_kernel,
-    make_plane,
     parameters,
     residual_blocks,
 )
@@ -253,11 +253,11 @@ class QuantizedForward(FusedForward):
     weights: QuantizedWeights
     ranging: ByteRanging
 
-    def _make_planes(self, shape: tuple[int, ...], place: torch.device | None) -> None:
-        self.hidden, self.spare = (make_plane(shape, torch.uint8, place) for _ in range(2))
-        self.cell, self.features = (make_plane(shape, self.weights.dtype, place) for _ in range(2))
+    def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
+        self.hidden, self.spare = (room.take(shape, torch.uint8) for _ in range(2))
+        self.cell, self.features = (room.take(shape, self.weights.dtype) for _ in range(2))
         if not self.whole:
-            self.inner = make_plane(shape, torch.uint8, place)
+            self.inner = room.take(shape, torch.uint8)
         pictures = shape[0] if self.whole else 1  # of a strip
         self._cached_rows = max(1, CACHED_VALUES // (pictures * shape[2] * shape[3]))
 

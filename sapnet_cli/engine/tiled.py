@@ -13,15 +13,16 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, reserve, temporary_folder
+from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, Room, reserve, temporary_folder
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.statistics import MeasuringPool, Sample, SamplePool, change_colours, colour_change
@@ -39,7 +40,12 @@ class Begin(Protocol):
     """How a forward over windows begins: see `FusedForward`."""
 
     def __call__(
-        self, rainy: Tensor, cores: Sequence[tuple[slice, slice]], pool: Pool | None, ranging: Ranging | None
+        self,
+        rainy: Tensor,
+        cores: Sequence[tuple[slice, slice]],
+        pool: Pool | None,
+        ranging: Ranging | None,
+        room: Room,
     ) -> FusedForward:
         """Makes room."""
 
@@ -65,6 +71,7 @@ class TiledForward:
         self._begin, self._ranging = begin, ranging
         self._image, self._plan, self._batch = image, plan, batch
         self._sample, self._measured = sample, measured
+        self._room = Room()
 
     def run(self, stages: int, report: Report) -> Pixels:
         """The derained picture after `stages` units, of the same shape and dtype.
@@ -116,7 +123,6 @@ class TiledForward:
             if forward is not None and forward.count == len(tiles):
                 forward.look_at(*self._seen(self._plan, tiles))
             else:
-                forward = None  # before another makes room of its own
                 forward = self._windows(self._plan, tiles, pool, self._ranging)
             self._unit(unit, forward, self._plan, tiles, carried, part)
             if isinstance(target, CarriedState):
@@ -151,7 +157,7 @@ class TiledForward:
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
     ) -> FusedForward:
         """A forward over windows of the picture."""
-        return self._begin(*self._seen(plan, tiles), pool, ranging)
+        return self._begin(*self._seen(plan, tiles), pool, ranging, self._room)
 
     def _seen(self, plan: TilePlan, tiles: Sequence[Tile]) -> tuple[Tensor, list[tuple[slice, slice]]]:
         """What a forward looks at: windows of the picture, and their cores, which count in the pools."""
@@ -161,6 +167,7 @@ class TiledForward:
         self, result: Pixels, sample: Sample, given: Sequence[Tensor], found: Sequence[Tensor], stages: int
     ) -> None:
         """Adds to the result what the sample says that the means found would have changed, beside those given."""
+        self._room = Room()  # these windows want less
         own = MeasuringPool(given)
         before = self._windows(sample.plan, sample.tiles, own).run(stages)
         # so few tell nothing of each other: as if all had the same mean
@@ -187,6 +194,7 @@ class CarriedState:
         self._rows, self._width = height + self._lag, width
         self._top = 0  # where the picture's first row is read
         self._rings: list[Ring] = []
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="carried")  # the largest plane, and both others
 
     def __enter__(self) -> CarriedState:
         return self
@@ -194,6 +202,7 @@ class CarriedState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._threads.shutdown()
         for ring in self._rings:
             ring.file.close()
 
@@ -203,10 +212,13 @@ class CarriedState:
 
     def read(self, forward: FusedForward, plan: TilePlan, tiles: Sequence[Tile]) -> None:
         """Fills the windows of a forward."""
-        for plane, ring in zip(forward.carried, self._rings):
+
+        def fill(plane: Tensor, ring: Ring) -> None:
             for window, tile in zip(plane, tiles):
                 rows, columns = plan.seen(tile)
                 ring.read(self._top + rows.start, columns.start, window)
+
+        list(self._threads.map(fill, forward.carried, self._rings))
 
     def write(self, forward: FusedForward, tiles: Sequence[Tile]) -> None:
         """Takes the cores of a forward's windows.
@@ -215,19 +227,22 @@ class CarriedState:
             OutOfMemoryError: the disk that holds temporary files is full, or there is none.
         """
         folder = temporary_folder()
+
+        def keep(plane: Tensor, ring: Ring) -> None:
+            for window, tile in zip(plane, tiles):
+                rows, columns = tile.core
+                ring.write(self._top + rows.start - self._lag, columns.start, window[tile.core_in_window])
+
         try:
             if not self._rings:
                 for plane in forward.carried:
                     self._rings.append(Ring(self._rows, self._width, plane))
                     self._rings[-1].reserve()  # better full now than after half of the work
-            for plane, ring in zip(forward.carried, self._rings):
-                for window, tile in zip(plane, tiles):
-                    rows, columns = tile.core
-                    ring.write(self._top + rows.start - self._lag, columns.start, window[tile.core_in_window])
+            list(self._threads.map(keep, forward.carried, self._rings))
         except OSError as error:
-            size = sum(plane.shape[3] * _kind(plane).itemsize for plane in forward.carried) / 1e9  # of a pixel
+            size = self._rows * self._width * sum(_stored_bytes(plane) for plane in forward.carried)
             raise OutOfMemoryError(
-                f"tiles keep {self._rows * self._width * size:.1f} GB in {folder}: "
+                f"tiles keep {size / 1e9:.1f} GB in {folder}: "
                 f"{error.strerror}; point TMPDIR to a larger disk, or use --tile-statistics exact where there is memory"
             ) from error
 
@@ -237,8 +252,8 @@ class Ring:
 
     def __init__(self, rows: int, width: int, plane: Tensor) -> None:
         """Takes a number of rows, how wide they are, and a plane (N, H, W, C) with pixels like theirs."""
-        self._rows, self._kind = rows, _kind(plane)
-        self._pixel = plane.shape[3] * self._kind.itemsize
+        self._rows, self._kind = rows, _stored_kind(plane.dtype)
+        self._pixel = _stored_bytes(plane)
         self._line = width * self._pixel
         self.file: FileIO = tempfile.TemporaryFile(prefix="sapnet-", buffering=0)  # noqa: SIM115 (its owner closes it)
 
@@ -252,14 +267,17 @@ class Ring:
 
     def read(self, row: int, column: int, target: Tensor) -> None:
         """Fills (H, W, C) with what lies there, from a row and a column on."""
-        for start, part in enumerate(torch.split(target, ROWS)):
-            as_stored = part.dtype == self._kind and part.device.type == "cpu"
-            lines = part if as_stored else torch.empty(part.shape, dtype=self._kind)
-            for below, line in enumerate(lines.numpy(), start * ROWS):
+        for start, part in enumerate(torch.split(_bits(target), ROWS)):
+            on_cpu = part.device.type == "cpu"
+            values = part.numpy() if on_cpu else np.empty(part.shape, self._kind)
+            lines = values if values.dtype == self._kind else np.empty(part.shape, self._kind)
+            for below, line in enumerate(lines, start * ROWS):
                 self._seek(row + below, column)
                 self.file.readinto(line)
-            if not as_stored:
-                part.copy_(lines)
+            if not on_cpu:
+                part.copy_(torch.from_numpy(lines))
+            elif lines is not values:
+                values[...] = lines
 
     def write(self, row: int, column: int, source: Tensor) -> None:
         """Stores (H, W, C), whose rows are contiguous, from a row and a column on.
@@ -267,8 +285,8 @@ class Ring:
         Raises:
             OSError: the disk is full.
         """
-        for start, part in enumerate(torch.split(source, ROWS)):
-            for below, line in enumerate(part.to("cpu", self._kind).numpy(), start * ROWS):
+        for start, part in enumerate(torch.split(_bits(source), ROWS)):
+            for below, line in enumerate(part.cpu().numpy().astype(self._kind, copy=False), start * ROWS):
                 self._seek(row + below, column)
                 if self.file.write(line) != line.nbytes:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -277,5 +295,17 @@ class Ring:
         self.file.seek(row % self._rows * self._line + column * self._pixel)
 
 
-def _kind(plane: Tensor) -> torch.dtype:
-    return torch.float16 if plane.is_floating_point() else plane.dtype
+def _stored_kind(dtype: torch.dtype) -> np.dtype[Any]:
+    """What a file holds of values: halves of float32, and the bits of bfloat16, which NumPy does not know."""
+    kinds = {torch.uint8: np.uint8, torch.float32: np.float16, torch.float16: np.float16, torch.bfloat16: np.int16}
+    return np.dtype(kinds[dtype])
+
+
+def _stored_bytes(plane: Tensor) -> int:
+    """Of a pixel of a plane (N, H, W, C)."""
+    return plane.shape[3] * _stored_kind(plane.dtype).itemsize
+
+
+def _bits(values: Tensor) -> Tensor:
+    """The same values, bfloat16 as integers of the same bits."""
+    return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
