@@ -184,7 +184,9 @@ def test_crops_of_a_pair_stay_together(tmp_path: Path) -> None:
 
 def test_crops_are_the_same_for_any_split_over_processes_threads_and_memory(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
-    whole = sampler(folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5, coarse=0.5, patchwork=0.5))
+    whole = sampler(
+        folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5, coarse=0.5, patchwork=0.5, dim=0.5)
+    )
     expected = whole.batch(BatchRequest(7, 0, 4, 24))
     uncached = sampler(folder, whole.augmentation, capacity=0)
     assert len(uncached.cache) == 0
@@ -238,6 +240,20 @@ def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
 
     assert distance(plain) == pytest.approx(9, rel=0.15)
     assert 9 * 1.4 < distance(coarse) < 9 * 2.5
+
+
+def test_dim_darkens_and_tints_rain_and_scene_alike(tmp_path: Path) -> None:
+    folder, request = write_pairs(tmp_path), BatchRequest(0, 0, 32, 24)
+    plain, dim = (sampler(folder, Augmentation(dim=chance)).batch(request) for chance in (0.0, 1.0))
+    lights = set()
+    for rainy, clean, *before in zip(*dim, *plain):
+        light = clean.sum(axis=(0, 1)) / before[1].sum(axis=(0, 1))
+        assert ((light > 0.2) & (light < 1.05)).all()
+        for now, was in ((rainy, before[0]), (clean, before[1])):
+            assert np.abs(now - was * light).max() < 2
+        lights.add(tuple(light.round(2)))
+    assert len(lights) > 20
+    assert all(len(set(light)) > 1 for light in lights)
 
 
 def test_patchwork_is_a_strip_of_another_scene_of_a_dry_one_or_of_one_grey(tmp_path: Path) -> None:

@@ -164,6 +164,10 @@ def train(
             min=0, max=1, help="Share of crops with a part of another scene, or of a plain bar.", rich_help_panel=DATA
         ),
     ] = None,
+    dim: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of crops that are darkened and tinted.", rich_help_panel=DATA),
+    ] = None,
     ssim: Annotated[float | None, typer.Option(help="Negative SSIM.", rich_help_panel=LOSSES)] = None,
     l1: Annotated[float | None, typer.Option(help="Mean absolute error.", rich_help_panel=LOSSES)] = None,
     psnr: Annotated[
@@ -332,6 +336,7 @@ def train(
                     fine=fine,
                     coarse=coarse,
                     patchwork=patchwork,
+                    dim=dim,
                 ),
                 optimizer=optimizer.value if optimizer else None,
                 learning_rate=learning_rate,

@@ -23,6 +23,9 @@ COARSER = (1.25, 2.5)
 PATCHWORK = (0.03, 0.6)
 """Share of a crop that `Augmentation.patchwork` fills with something else."""
 
+DIMMED, TINTED = (0.35, 1.0), 0.3
+"""Brightness that `Augmentation.dim` leaves to a crop, and how much less of it a channel may have."""
+
 WHITE = 255
 
 LAYER_TRIES, MOST_WHITE = 5, 0.15
@@ -34,7 +37,7 @@ INPAINTING_RADIUS = 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a crop is changed; the last six because real rain has more faces than the public sets.
+    """How a crop is changed; the last seven because real rain has more faces than the public sets.
 
     Attributes:
         flip: whether crops are mirrored, left to right and upside down: rain stays upright.
@@ -46,6 +49,7 @@ class Augmentation:
         coarse: probability that the rain is enlarged, by up to 2.5, as photos of many pixels have it.
         patchwork: probability that a part of the crop is of another one, with its rain or dry, or a plain bar:
             attention sees means over the whole, and photos have sheltered parts and black borders.
+        dim: probability that the crop is darkened and tinted, rain and all, as in the evening and under lamps.
     """
 
     flip: bool = True
@@ -56,6 +60,7 @@ class Augmentation:
     fine: float = 0.0
     coarse: float = 0.0
     patchwork: float = 0.0
+    dim: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,9 @@ class CropSampler:
             part = _side_part(patch, random)
             other_rainy, other_clean = self._elsewhere(patch, random)
             rainy, clean = np.where(part, other_rainy, rainy), np.where(part, other_clean, clean)
+        if random.random() < self.augmentation.dim:
+            light = random.uniform(*DIMMED) * (1 - TINTED * random.random(3))
+            rainy, clean = (np.rint(picture * light).astype(np.uint8) for picture in (rainy, clean))
         return rainy, clean
 
     def _elsewhere(self, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
