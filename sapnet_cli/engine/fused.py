@@ -240,23 +240,18 @@ class FusedForward:
         self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
         self.lstm_strips = list(self._cut(LSTM_BYTES[kind] // pixel))
         place = _place(stored_bytes(weights.model, weights.precision, pixels), device)
-        self.residual = torch.empty(self.count, self.height, self.width, 3, device=place or "cpu")
+        self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
         room = room or Room()
         room.begin(place)
         self._make_planes((self.count, self.height, self.width, channels), room)
         self._columns: Tensor | None = None
         self._rectangles: Tensor | None = None
         self._dilation = 0
-        self.look_at(rainy, cores)
-
-    def look_at(self, rainy: Tensor, cores: Sequence[tuple[slice, slice]] | None = None) -> None:
-        """Begins anew with other windows, as many and as large, in the room that was made for those before."""
         self.rainy = rainy
         self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
         areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores]
         self._areas = torch.tensor(areas, dtype=torch.float32, device=self.weights.device)
         self.pooled: list[Tensor] = []
-        self.residual.zero_()
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
         planes = [room.take(shape, self.weights.dtype) for _ in range(3 if self.whole else PLANES)]

@@ -118,18 +118,15 @@ class TiledForward:
         self, unit: int, pool: Pool | None, carried: CarriedState, target: CarriedState | Pixels | None, report: Report
     ) -> None:
         """All tiles through one unit, on to the next one or to the result; or only to be measured."""
-        forward: FusedForward | None = None
         for tiles, part in in_groups(self._plan.tiles, self._batch, report):
-            if forward is not None and forward.count == len(tiles):
-                forward.look_at(*self._seen(self._plan, tiles))
-            else:
-                forward = self._windows(self._plan, tiles, pool, self._ranging)
+            forward = self._windows(self._plan, tiles, pool, self._ranging)
             self._unit(unit, forward, self._plan, tiles, carried, part)
             if isinstance(target, CarriedState):
                 target.write(forward, tiles)
             elif target is not None:
                 for tile, pixels in zip(tiles, to_pixels(finite(forward.estimate()).clamp_(0, 1), target.dtype)):
                     target[tile.core] = pixels[tile.core_in_window]
+            del forward  # before the next one makes room
         if target is not None:
             self._ranging.next_unit()
             carried.next_unit()
@@ -157,11 +154,8 @@ class TiledForward:
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
     ) -> FusedForward:
         """A forward over windows of the picture."""
-        return self._begin(*self._seen(plan, tiles), pool, ranging, self._room)
-
-    def _seen(self, plan: TilePlan, tiles: Sequence[Tile]) -> tuple[Tensor, list[tuple[slice, slice]]]:
-        """What a forward looks at: windows of the picture, and their cores, which count in the pools."""
-        return to_tensor([self._image[plan.seen(tile)] for tile in tiles]), [tile.core_in_window for tile in tiles]
+        rainy = to_tensor([self._image[plan.seen(tile)] for tile in tiles])
+        return self._begin(rainy, [tile.core_in_window for tile in tiles], pool, ranging, self._room)
 
     def _mend_colours(
         self, result: Pixels, sample: Sample, given: Sequence[Tensor], found: Sequence[Tensor], stages: int
@@ -265,19 +259,17 @@ class Ring:
         """
         reserve(self.file.fileno(), self._rows * self._line)
 
+    @torch.inference_mode()  # which a thread has of its own
     def read(self, row: int, column: int, target: Tensor) -> None:
         """Fills (H, W, C) with what lies there, from a row and a column on."""
         for start, part in enumerate(torch.split(_bits(target), ROWS)):
-            on_cpu = part.device.type == "cpu"
-            values = part.numpy() if on_cpu else np.empty(part.shape, self._kind)
-            lines = values if values.dtype == self._kind else np.empty(part.shape, self._kind)
+            as_stored = part.dtype != torch.float32 and part.device.type == "cpu"
+            lines = part.numpy() if as_stored else np.empty(part.shape, self._kind)
             for below, line in enumerate(lines, start * ROWS):
                 self._seek(row + below, column)
                 self.file.readinto(line)
-            if not on_cpu:
+            if not as_stored:
                 part.copy_(torch.from_numpy(lines))
-            elif lines is not values:
-                values[...] = lines
 
     def write(self, row: int, column: int, source: Tensor) -> None:
         """Stores (H, W, C), whose rows are contiguous, from a row and a column on.
