@@ -21,7 +21,7 @@ from sapnet_cli.files import write_atomically
 from sapnet_cli.imaging.exif import upright
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture
 from sapnet_cli.imaging.read import decode
-from sapnet_cli.imaging.write import encode, writable_formats
+from sapnet_cli.imaging.write import PNG_BAND, encode, writable_formats
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:rights="me"/></x:xmpmeta>'
@@ -132,6 +132,18 @@ def test_16_bits_stay(image_format: str, channels: int) -> None:
     assert float(exif.get_ifd(0x8769)[0x829A]) == pytest.approx(0.004)
     if channels == 3:  # other programs read it too
         assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., ::-1], samples)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_png_of_several_bands_is_read_by_others(dtype: str) -> None:
+    samples = np.rot90(random_pixels(1700, 1500, dtype))  # not in one piece in memory
+    samples[300:900] //= 16  # some of which deflates better
+    data = encode(Picture(samples), "PNG")
+    assert samples.nbytes > PNG_BAND
+    assert data.count(b"IDAT") > 1
+    assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., ::-1], samples)
+    assert np.array_equal(decode(data).rgb, samples)
+    assert np.array_equal(decode(encode(Picture(samples), "TIFF")).rgb, samples)
 
 
 def test_16_bits_from_other_programs() -> None:

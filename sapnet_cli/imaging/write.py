@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import struct
-import zlib
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from sapnet_cli.errors import ImageError
@@ -22,8 +22,14 @@ log = logging.getLogger(__name__)
 JPEG_QUALITY = 95
 METADATA_CHUNKS = frozenset({b"iCCP", b"eXIf", b"iTXt", b"pHYs"})
 JPEG_SEGMENT = 65_000
-DEFLATE_LEVEL = 3
-"""Of PNG and TIFF. Photos come out as small as at zlib's usual 6 (of 16 bits within 1 %), in half the time or less."""
+DEFLATE_LEVEL = 2
+"""Of PNG and TIFF, by ISA-L: ten times as fast as zlib's 3, which counts beside networks on the same cores. Photos of
+8 bits come out 2 to 7 % larger (11 % as TIFF), those of 16 bits the same."""
+
+PNG_BAND = 2**22
+"""Bytes that are filtered and packed at a time: a large picture needs no second copy."""
+
+PNG_FILTER_UP = 2
 
 OPTIMIZED_PIXELS = 2**24
 """Up to so many, JPEGs get the best code for them: up to a tenth smaller, for six bytes of memory a pixel."""
@@ -51,8 +57,8 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
     try:
         if image_format == "TIFF":
             return _encode_tiff(picture)
-        if picture.rgb.dtype == np.uint16:
-            return _encode_16_bit_png(picture)
+        if image_format == "PNG":
+            return _encode_png(picture)
         return _encode_by_pillow(picture, image_format, quality)
     except Exception as error:  # of Pillow, which raises many kinds
         if picture.metadata.exif is None:
@@ -99,7 +105,6 @@ def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> byte
         if metadata.xmp:
             text.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
         options["pnginfo"] = text
-        options["compress_level"] = DEFLATE_LEVEL
         options["exif"] = metadata.exif or b""
     elif image_format == "WEBP":
         options |= {"quality": quality, "exact": True}  # colours under full transparency are the user's too
@@ -132,30 +137,37 @@ def _profile(picture: Picture) -> bytes | None:
     return profile
 
 
-def _encode_16_bit_png(picture: Picture) -> bytes:
-    """Pillow writes 16 bits only for grey, so the pixels are packed here, beside Pillow's metadata chunks."""
-    samples = np.atleast_3d(_merge(picture)).astype(">u2")
+def _encode_png(picture: Picture) -> bytes:
+    """The pixels packed here, beside Pillow's metadata chunks.
+
+    Pillow writes 16 bits only for grey, and tries five filters on each row, which takes most of its time. Here each
+    row is the difference to the one above.
+    """
+    samples = np.atleast_3d(_merge(picture))
     height, width, channels = samples.shape
-    rows = samples.reshape(height, -1).view(np.uint8)
-    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = 2  # each row as the difference to the one above
-    filtered[0, 1:], filtered[1:, 1:] = rows[0], rows[1:] - rows[:-1]
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 8 * samples.itemsize, colour_type, 0, 0, 0)
     pixel = replace(picture, rgb=np.zeros((1, 1, 3), np.uint8), alpha=None)
-    metadata = [chunk for kind, chunk in _png_chunks(_encode_by_pillow(pixel, "PNG", 0)) if kind in METADATA_CHUNKS]
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
-            *metadata,
-            _png_chunk(b"IDAT", zlib.compress(filtered.tobytes(), DEFLATE_LEVEL)),
-            _png_chunk(b"IEND", b""),
-        )
-    )
+    chunks = [b"\x89PNG\r\n\x1a\n", _png_chunk(b"IHDR", header)]
+    chunks += [chunk for kind, chunk in _png_chunks(_encode_by_pillow(pixel, "PNG", 0)) if kind in METADATA_CHUNKS]
+    deflate, packed = isal_zlib.compressobj(DEFLATE_LEVEL), []
+    above = np.zeros((1, samples[0].nbytes), np.uint8)
+    band = max(1, PNG_BAND // samples[0].nbytes)
+    for top in range(0, height, band):
+        rows = samples[top : top + band]
+        rows = rows.astype(rows.dtype.newbyteorder(">"), copy=False).reshape(len(rows), -1).view(np.uint8)
+        filtered = np.full((len(rows), 1 + rows.shape[1]), PNG_FILTER_UP, np.uint8)
+        np.subtract(rows[:1], above, out=filtered[:1, 1:])
+        np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+        packed.append(deflate.compress(filtered))
+        above = rows[-1:]
+    packed.append(deflate.flush())
+    chunks += [_png_chunk(b"IDAT", piece) for piece in packed if piece]
+    return b"".join((*chunks, _png_chunk(b"IEND", b"")))
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", isal_zlib.crc32(kind + content))
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -177,14 +189,14 @@ def _encode_tiff(picture: Picture) -> bytes:
     if picture.grey and picture.alpha is not None and picture.rgb.dtype == np.uint16:
         picture = replace(picture, grey=False)  # which few programs can read
     samples = _merge(picture)
-    samples = np.atleast_3d(samples).astype(samples.dtype.newbyteorder("<"))
+    samples = np.atleast_3d(samples).astype(samples.dtype.newbyteorder("<"), order="C")
     height, width, channels = samples.shape
     raw = metadata.compression == "raw"
     if raw:
         strip = samples.tobytes()
     else:  # differences of neighbours compress better
         samples[:, 1:] -= samples[:, :-1].copy()
-        strip = zlib.compress(samples.tobytes(), DEFLATE_LEVEL)
+        strip = isal_zlib.compress(samples, DEFLATE_LEVEL)
 
     directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
     if metadata.exif:
