@@ -185,7 +185,10 @@ def test_crops_of_a_pair_stay_together(tmp_path: Path) -> None:
 def test_crops_are_the_same_for_any_split_over_processes_threads_and_memory(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     whole = sampler(
-        folder, Augmentation(mix=0.5, recombine=0.5, faint=0.5, fine=0.5, coarse=0.5, patchwork=0.5, dim=0.5)
+        folder,
+        Augmentation(
+            mix=0.5, recombine=0.5, faint=0.5, fine=0.5, coarse=0.5, slant=0.5, patchwork=0.5, dim=0.5, noise=0.5
+        ),
     )
     expected = whole.batch(BatchRequest(7, 0, 4, 24))
     uncached = sampler(folder, whole.augmentation, capacity=0)
@@ -240,6 +243,45 @@ def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
 
     assert distance(plain) == pytest.approx(9, rel=0.15)
     assert 9 * 1.4 < distance(coarse) < 9 * 2.5
+
+
+def test_slant_turns_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
+    for number in range(3):
+        clean = random_pixels(96, 96, seed=number) // 2
+        streaks = np.zeros((96, 96, 1), np.uint8)
+        streaks[:, number::9] = 100
+        save(tmp_path / "target" / f"{number}.png", clean)
+        save(tmp_path / "input" / f"{number}.png", clean + streaks)
+    request = BatchRequest(0, 0, 32, 48)
+    plain, slanted = (sampler(tmp_path, Augmentation(turn=False, slant=chance)).batch(request) for chance in (0.0, 1.0))
+    assert np.array_equal(plain[1], slanted[1])
+
+    def angles(crops: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Of the streaks of each crop against the vertical, in degrees, by its tensor of structure."""
+        down, right = np.gradient((crops[0].astype(float) - crops[1]).mean(axis=3), axis=(1, 2))
+        sums = [(a * b).sum(axis=(1, 2)) for a, b in ((down, right), (right, right), (down, down))]
+        return np.rad2deg(0.5 * np.arctan2(2 * sums[0], sums[1] - sums[2]))
+
+    assert np.abs(angles(plain)).max() < 1
+    turned = angles(slanted)
+    assert turned.min() < -30
+    assert turned.max() > 30
+    assert np.abs(turned).max() < 50
+    strength = [(crops[0].astype(float) - crops[1]).mean() for crops in (plain, slanted)]
+    assert strength[1] == pytest.approx(strength[0], rel=0.1)
+
+
+def test_noise_is_the_same_in_crop_and_ground_truth(tmp_path: Path) -> None:
+    save(tmp_path / "input" / "1.png", np.full((64, 64, 3), 160, np.uint8))
+    save(tmp_path / "target" / "1.png", np.full((64, 64, 3), 100, np.uint8))
+    rainy, clean = sampler(tmp_path, Augmentation(noise=1.0)).batch(BatchRequest(0, 0, 32, 48))
+    assert (rainy - clean == 60).all()
+    deviations = clean.astype(float).std(axis=(1, 2, 3))
+    assert 0.9 < deviations.min() < 3
+    assert 6 < deviations.max() < 13
+    neighbours = [np.corrcoef(crop[:, 1:].ravel(), crop[:, :-1].ravel())[0, 1] for crop in clean]
+    assert min(neighbours) < 0.1
+    assert max(neighbours) > 0.4
 
 
 def test_dim_darkens_and_tints_rain_and_scene_alike(tmp_path: Path) -> None:

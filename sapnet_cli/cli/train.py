@@ -158,6 +158,12 @@ def train(
         float | None,
         typer.Option(min=0, max=1, help="Share of crops whose rain is enlarged.", rich_help_panel=DATA),
     ] = None,
+    slant: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of crops whose rain is turned by up to 45 degrees.", rich_help_panel=DATA
+        ),
+    ] = None,
     patchwork: Annotated[
         float | None,
         typer.Option(
@@ -167,6 +173,10 @@ def train(
     dim: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of crops that are darkened and tinted.", rich_help_panel=DATA),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of crops with a sensor's noise, which stays.", rich_help_panel=DATA),
     ] = None,
     ssim: Annotated[float | None, typer.Option(help="Negative SSIM.", rich_help_panel=LOSSES)] = None,
     l1: Annotated[float | None, typer.Option(help="Mean absolute error.", rich_help_panel=LOSSES)] = None,
@@ -335,8 +345,10 @@ def train(
                     faint=faint,
                     fine=fine,
                     coarse=coarse,
+                    slant=slant,
                     patchwork=patchwork,
                     dim=dim,
+                    noise=noise,
                 ),
                 optimizer=optimizer.value if optimizer else None,
                 learning_rate=learning_rate,

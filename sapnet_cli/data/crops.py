@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +21,17 @@ LARGER_CROPS = (1.5, 2.0)
 COARSER = (1.25, 2.5)
 """Scales that `Augmentation.coarse` enlarges rain by."""
 
+SLANTED = 45.0
+"""Degrees, to either side, that `Augmentation.slant` turns rain by."""
+
 PATCHWORK = (0.03, 0.6)
 """Share of a crop that `Augmentation.patchwork` fills with something else."""
 
 DIMMED, TINTED = (0.35, 1.0), 0.3
 """Brightness that `Augmentation.dim` leaves to a crop, and how much less of it a channel may have."""
+
+NOISE, GRAIN = (1.0, 12.0), (0.4, 1.0)
+"""Standard deviation of `Augmentation.noise`, in 255ths, and sigma in pixels of the blur that half of it passes."""
 
 WHITE = 255
 
@@ -37,7 +44,7 @@ INPAINTING_RADIUS = 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a crop is changed; the last seven because real rain has more faces than the public sets.
+    """How a crop is changed; the last nine because real rain has more faces than the public sets.
 
     Attributes:
         flip: whether crops are mirrored, left to right and upside down: rain stays upright.
@@ -47,9 +54,12 @@ class Augmentation:
         faint: probability that the rain is weakened, to anything from nothing to all of it.
         fine: probability that a larger crop is shrunk, by 1.5 or 2, which makes streaks finer and denser.
         coarse: probability that the rain is enlarged, by up to 2.5, as photos of many pixels have it.
+        slant: probability that the rain of a pair, lifted off another one of its set, is turned by up to 45 degrees:
+            in the public sets rain falls within some 20 of the vertical, in a storm it does not.
         patchwork: probability that a part of the crop is of another one, with its rain or dry, or a plain bar:
             attention sees means over the whole, and photos have sheltered parts and black borders.
         dim: probability that the crop is darkened and tinted, rain and all, as in the evening and under lamps.
+        noise: probability that crop and ground truth have the same noise of a sensor, half of it blurred as cameras do.
     """
 
     flip: bool = True
@@ -59,8 +69,10 @@ class Augmentation:
     faint: float = 0.0
     fine: float = 0.0
     coarse: float = 0.0
+    slant: float = 0.0
     patchwork: float = 0.0
     dim: float = 0.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,9 @@ class CropSampler:
         if random.random() < self.augmentation.dim:
             light = random.uniform(*DIMMED) * (1 - TINTED * random.random(3))
             rainy, clean = (np.rint(picture * light).astype(np.uint8) for picture in (rainy, clean))
+        if random.random() < self.augmentation.noise:
+            noise = _noise(patch, random)
+            rainy, clean = (np.clip(np.rint(picture + noise), 0, WHITE).astype(np.uint8) for picture in (rainy, clean))
         return rainy, clean
 
     def _elsewhere(self, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
@@ -149,12 +164,16 @@ class CropSampler:
         rainy, clean = self._cut(source, patch, random)
         if source.rain is not None:
             rainy, clean = source.rain.draw(clean, random)
-        chances = (change.recombine, change.mix, change.faint, change.coarse)
-        recombined, mixed, faint, coarse = (random.random() < chance for chance in chances)
-        if not (recombined or mixed or faint or coarse):
+        chances = (change.recombine, change.mix, change.faint, change.coarse, change.slant)
+        recombined, mixed, faint, coarse, slanted = (random.random() < chance for chance in chances)
+        if not (recombined or mixed or faint or coarse or slanted):
             return rainy, clean
-        lent = recombined and source.rain is None
-        layer = rain_layer(*(self._cut_uncovered(source, patch, random) if lent else (rainy, clean)))
+        if slanted and source.rain is None:
+            layer = _turned(rain_layer(*self._cut_uncovered(source, math.ceil(patch * 2**0.5), random)), patch, random)
+        elif recombined and source.rain is None:
+            layer = rain_layer(*self._cut_uncovered(source, patch, random))
+        else:
+            layer = rain_layer(rainy, clean)
         if coarse:
             part = int(patch / random.uniform(*COARSER))
             enlarged = cv2.resize(layer[:part, :part], (patch, patch), interpolation=cv2.INTER_CUBIC)
@@ -233,6 +252,15 @@ class CropLoader:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _noise(patch: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """White or blurred, of one strength for the crop, in 255ths, (patch, patch, 3)."""
+    noise = random.standard_normal((patch, patch, 3), np.float32)
+    if random.integers(2):
+        noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), random.uniform(*GRAIN)), np.float32)
+    deviation = np.exp(random.uniform(*np.log(NOISE)))
+    return noise * np.float32(deviation / noise.std())
+
+
 def _side_part(patch: int, random: np.random.Generator) -> NDArray[np.bool_]:
     """Where something else is: a strip along one of the sides, (patch, patch, 1)."""
     reached = np.arange(patch) < max(1, patch * random.uniform(*PATCHWORK))
@@ -259,6 +287,14 @@ def rain_layer(rainy: Pixels, clean: Pixels) -> NDArray[np.float32]:
     unknown = cut.all(axis=2).astype(np.uint8)
     around = cv2.inpaint(brightest, unknown, INPAINTING_RADIUS, cv2.INPAINT_TELEA)
     return np.where(cut, np.maximum(brightest, around)[:, :, None], layer).astype(np.float32)
+
+
+def _turned(layer: NDArray[np.float32], patch: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """The middle, (patch, patch, 3), of a larger layer of rain that is turned by some angle."""
+    matrix = cv2.getRotationMatrix2D((layer.shape[1] / 2, layer.shape[0] / 2), random.uniform(-SLANTED, SLANTED), 1)
+    matrix[:, 2] += (patch - layer.shape[1]) / 2, (patch - layer.shape[0]) / 2
+    turned = cv2.warpAffine(layer, matrix, (patch, patch), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(turned, np.float32)
 
 
 def _square(part: Pixels, side: int, patch: int, turns: int, mirrored: bool) -> Pixels:

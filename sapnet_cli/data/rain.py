@@ -74,7 +74,7 @@ class RainConfig:
     focal_length: tuple[float, float] = (350.0, 2500.0)
     exposure_time: tuple[float, float] = (1 / 5000, 1 / 40)
     aperture: tuple[float, float] = (0.5, 4.0)
-    slant: float = 16.0
+    slant: float = 24.0
     turbulence: tuple[float, float] = (1.0, 10.0)
     strength: tuple[float, float] = (2.0, 80.0)
     drops: tuple[float, float] = (0.02, 0.3)
