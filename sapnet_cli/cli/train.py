@@ -161,7 +161,7 @@ def train(
     slant: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of crops whose rain is turned by up to 45 degrees.", rich_help_panel=DATA
+            min=0, max=1, help="Share of crops whose rain is turned by up to 60 degrees.", rich_help_panel=DATA
         ),
     ] = None,
     patchwork: Annotated[

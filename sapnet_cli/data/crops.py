@@ -21,7 +21,7 @@ LARGER_CROPS = (1.5, 2.0)
 COARSER = (1.25, 2.5)
 """Scales that `Augmentation.coarse` enlarges rain by."""
 
-SLANTED = 45.0
+SLANTED = 60.0
 """Degrees, to either side, that `Augmentation.slant` turns rain by."""
 
 PATCHWORK = (0.03, 0.6)
@@ -54,7 +54,7 @@ class Augmentation:
         faint: probability that the rain is weakened, to anything from nothing to all of it.
         fine: probability that a larger crop is shrunk, by 1.5 or 2, which makes streaks finer and denser.
         coarse: probability that the rain is enlarged, by up to 2.5, as photos of many pixels have it.
-        slant: probability that the rain of a pair, lifted off another one of its set, is turned by up to 45 degrees:
+        slant: probability that the rain of a pair, lifted off another one of its set, is turned by up to 60 degrees:
             in the public sets rain falls within some 20 of the vertical, in a storm it does not.
         patchwork: probability that a part of the crop is of another one, with its rain or dry, or a plain bar:
             attention sees means over the whole, and photos have sheltered parts and black borders.

@@ -1,0 +1,57 @@
+"""What the weights that come with `sapnet` make of photos unlike those of the public sets."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from conftest import EXAMPLES
+from numpy.typing import NDArray
+from PIL import Image
+
+from sapnet_cli import Derainer
+
+SIDE, LENGTH = 192, 25
+
+
+@pytest.fixture(scope="module")
+def derainer() -> Derainer:
+    return Derainer(precision="fp32")
+
+
+@pytest.fixture(scope="module", params=["china.jpg", "rocket.jpg"])
+def dry(derainer: Derainer, request: pytest.FixtureRequest) -> NDArray[np.uint8]:
+    """A photo without rain: of an example, what `derainer` leaves."""
+    with Image.open(EXAMPLES / request.param) as example:
+        return derainer.derain(np.asarray(example.convert("RGB")))[100 : 100 + SIDE, 100 : 100 + SIDE]
+
+
+def error(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    return float(np.square(picture.astype(float) - truth).mean())
+
+
+def psnr(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    return 10 * np.log10(255**2 / error(picture, truth))
+
+
+@pytest.mark.parametrize("deviation", [2, 5])
+def test_noise_of_a_sensor_is_no_rain(deviation: float, dry: NDArray[np.uint8], derainer: Derainer) -> None:
+    noise = np.random.default_rng(0).normal(0, deviation, dry.shape)
+    noisy = np.clip(np.rint(dry + noise), 0, 255).astype(np.uint8)
+    kept = psnr(derainer.derain(noisy), noisy)
+    assert kept > 38
+
+
+@pytest.mark.parametrize("angle", [-60, -40, 0, 40, 60])
+def test_most_rain_of_a_storm_goes(angle: float, dry: NDArray[np.uint8], derainer: Derainer) -> None:
+    """Streaks by their angle to the vertical, in degrees."""
+    random = np.random.default_rng(0)
+    drops = (random.random(dry.shape[:2]) < 0.1 / LENGTH) * random.uniform(0.3, 0.7, dry.shape[:2])
+    line, middle = np.zeros((LENGTH, LENGTH), np.uint8), LENGTH // 2
+    right, down = (round(middle * part) for part in (np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))))
+    cv2.line(line, (middle - right, middle - down), (middle + right, middle + down), 255, 1, cv2.LINE_AA)
+    streaks = cv2.GaussianBlur(cv2.filter2D(drops.astype(np.float32), -1, line / np.float32(255)), (0, 0), 0.7)
+    rainy = np.rint(255 - (255 - dry) * (1 - np.clip(1.5 * streaks, 0, 1)[..., None])).astype(np.uint8)
+    before, after = error(rainy, dry), error(derainer.derain(rainy), dry)
+    assert before > 100, "there is rain"
+    assert after < 0.5 * before
