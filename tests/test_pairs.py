@@ -224,13 +224,18 @@ def test_augmentation_changes_the_rain(change: str, tmp_path: Path) -> None:
     assert changed != plain
 
 
-def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
+def write_streaks(folder: Path, side: int) -> None:
+    """Three pairs with upright streaks every nine pixels."""
     for number in range(3):
-        clean = random_pixels(64, 64, seed=number) // 2
-        streaks = np.zeros((64, 64, 1), np.uint8)
+        clean = random_pixels(side, side, seed=number) // 2
+        streaks = np.zeros((side, side, 1), np.uint8)
         streaks[:, number::9] = 100
-        save(tmp_path / "target" / f"{number}.png", clean)
-        save(tmp_path / "input" / f"{number}.png", clean + streaks)
+        save(folder / "target" / f"{number}.png", clean)
+        save(folder / "input" / f"{number}.png", clean + streaks)
+
+
+def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
+    write_streaks(tmp_path, 64)
     request = BatchRequest(0, 0, 32, 48)
     plain, coarse = (sampler(tmp_path, Augmentation(turn=False, coarse=chance)).batch(request) for chance in (0.0, 1.0))
     assert np.array_equal(plain[1], coarse[1])
@@ -246,12 +251,7 @@ def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
 
 
 def test_slant_turns_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
-    for number in range(3):
-        clean = random_pixels(96, 96, seed=number) // 2
-        streaks = np.zeros((96, 96, 1), np.uint8)
-        streaks[:, number::9] = 100
-        save(tmp_path / "target" / f"{number}.png", clean)
-        save(tmp_path / "input" / f"{number}.png", clean + streaks)
+    write_streaks(tmp_path, 96)
     request = BatchRequest(0, 0, 32, 48)
     plain, slanted = (sampler(tmp_path, Augmentation(turn=False, slant=chance)).batch(request) for chance in (0.0, 1.0))
     assert np.array_equal(plain[1], slanted[1])

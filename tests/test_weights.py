@@ -8,6 +8,7 @@ import pytest
 from conftest import EXAMPLES
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 
 from sapnet_cli import Derainer
 
@@ -26,19 +27,11 @@ def dry(derainer: Derainer, request: pytest.FixtureRequest) -> NDArray[np.uint8]
         return derainer.derain(np.asarray(example.convert("RGB")))[100 : 100 + SIDE, 100 : 100 + SIDE]
 
 
-def error(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    return float(np.square(picture.astype(float) - truth).mean())
-
-
-def psnr(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    return 10 * np.log10(255**2 / error(picture, truth))
-
-
 @pytest.mark.parametrize("deviation", [2, 5])
 def test_noise_of_a_sensor_is_no_rain(deviation: float, dry: NDArray[np.uint8], derainer: Derainer) -> None:
     noise = np.random.default_rng(0).normal(0, deviation, dry.shape)
     noisy = np.clip(np.rint(dry + noise), 0, 255).astype(np.uint8)
-    kept = psnr(derainer.derain(noisy), noisy)
+    kept = peak_signal_noise_ratio(noisy, derainer.derain(noisy))
     assert kept > 38
 
 
@@ -52,6 +45,6 @@ def test_most_rain_of_a_storm_goes(angle: float, dry: NDArray[np.uint8], deraine
     cv2.line(line, (middle - right, middle - down), (middle + right, middle + down), 255, 1, cv2.LINE_AA)
     streaks = cv2.GaussianBlur(cv2.filter2D(drops.astype(np.float32), -1, line / np.float32(255)), (0, 0), 0.7)
     rainy = np.rint(255 - (255 - dry) * (1 - np.clip(1.5 * streaks, 0, 1)[..., None])).astype(np.uint8)
-    before, after = error(rainy, dry), error(derainer.derain(rainy), dry)
+    before, after = (mean_squared_error(dry, picture) for picture in (rainy, derainer.derain(rainy)))
     assert before > 100, "there is rain"
     assert after < 0.5 * before
