@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
 from conftest import EXAMPLES
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 
 from sapnet_cli import Derainer
@@ -48,3 +50,27 @@ def test_most_rain_of_a_storm_goes(angle: float, dry: NDArray[np.uint8], deraine
     before, after = (mean_squared_error(dry, picture) for picture in (rainy, derainer.derain(rainy)))
     assert before > 100, "there is rain"
     assert after < 0.5 * before
+
+
+def page() -> NDArray[np.uint8]:
+    """Light text on dark."""
+    image = Image.new("RGB", (480, 320))
+    draw = ImageDraw.Draw(image)
+    for top in range(8, 320, 13):
+        text = r"if it is illicit, all fill 1001 lines; ||| /// \\\ The quick brown fox jumps over the lazy dog"
+        draw.text((8, top), text, (255, 255, 255), ImageFont.load_default(10))
+    return np.asarray(image)
+
+
+def colours() -> NDArray[np.uint8]:
+    """Every hue on a disc, from white in its middle to the purest, which darkens towards black around it."""
+    down, right = np.mgrid[-184:184, -184:184]
+    hue, radius = np.arctan2(right, down) / np.pi * 90 + 90, np.hypot(down, right)
+    hsv = np.stack([hue % 180, np.clip(radius * 2, 0, 255), np.clip(511 - radius * 3, 0, 255)], 2)
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
+
+
+@pytest.mark.parametrize("draw", [page, colours])
+def test_what_is_drawn_without_rain_stays(draw: Callable[[], NDArray[np.uint8]], derainer: Derainer) -> None:
+    drawn = draw()
+    assert peak_signal_noise_ratio(drawn, derainer.derain(drawn)) > 38
