@@ -19,7 +19,7 @@ photos that Rain100L or RainHeavyVal shows goes into a set that is trained on. W
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from sapnet_cli.data.crops import rain_layer
+from sapnet_cli.data.pairs import Pair, find_pairs
+from sapnet_cli.data.pictures import Pixels, read_pair
 from sapnet_cli.data.rain import RainConfig, RainGenerator
 
-Pixels = NDArray[np.uint8]
 Colour = tuple[int, ...]
 HEIGHT, WIDTH = 320, 480  # of what is drawn
 TEXT = (
@@ -63,24 +64,27 @@ def write_dry(pixels: Pixels, path: Path) -> None:
     write(np.hstack([pixels, pixels]), path)
 
 
-def layers(pairs: Iterable[tuple[Path, Path]], most_white: float) -> list[NDArray[np.float32]]:
+def pairs(folder: Path) -> list[Pair]:
+    """In the order of their names as text, 10 before 2, which decides which photo gets which layer."""
+    return sorted(find_pairs(folder).pairs, key=lambda pair: pair.rainy)
+
+
+def layers(folder: Path, most_white: float) -> list[NDArray[np.float32]]:
     """The rain of those pairs whose rainy picture is no more than so far white, where rain cannot be told."""
-    pictures = ((read(rainy), read(clean)) for rainy, clean in pairs)
+    pictures = map(read_pair, pairs(folder))
     return [rain_layer(rainy, clean) for rainy, clean in pictures if (rainy == 255).all(2).mean() < most_white]
-
-
-def pairs_of(folder: Path) -> list[tuple[Path, Path]]:
-    return [(path, folder / "target" / path.name) for path in sorted((folder / "input").iterdir())]
 
 
 class Photos:
     """BSDS500, and which of it another set shows."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = {path.stem: path for path in folder.glob("*/*.jpg")}
+        paths = {path.stem: path for path in folder.glob("*/*.jpg")}
+        self.pixels = {name: read(path) for name, path in paths.items()}
+        self.tested = {name for name, path in paths.items() if path.parent.name == "test"}
         self._looks = {
-            (name, turns): self._look(np.rot90(read(path), turns))
-            for name, path in self.paths.items()
+            (name, turns): self._look(np.rot90(pixels, turns))
+            for name, pixels in self.pixels.items()
             for turns in range(4)
         }
 
@@ -93,12 +97,13 @@ class Photos:
         look = self._look(pixels)
         return min(self._looks, key=lambda which: np.abs(self._looks[which] - look).sum())
 
-    def shown(self, pictures: Iterable[Path]) -> set[str]:
-        return {self.find(read(path))[0] for path in pictures}
+    def shown(self, folder: Path) -> set[str]:
+        """Names of the photos that a set shows."""
+        return {self.find(read(pair.clean))[0] for pair in find_pairs(folder).pairs}
 
 
 def rain_on(
-    photos: Sequence[tuple[str, Pixels]], rain: list[NDArray[np.float32]], random: np.random.Generator, folder: Path
+    photos: Iterable[tuple[str, Pixels]], rain: list[NDArray[np.float32]], random: np.random.Generator, folder: Path
 ) -> None:
     """Each photo under one of the layers of its shape, half of them mirrored."""
     for name, clean in photos:
@@ -303,21 +308,18 @@ def main() -> None:
     given = parser.parse_args()
     dest, sets, photos = given.dest, given.sets, Photos(given.photos)
 
-    held_out = sorted(photos.shown((sets / "RainHeavyVal" / "target").iterdir()))
-    barred = photos.shown((sets / "Rain100L").glob("norain-*.png")).union(held_out)
-    free = [(name, read(photos.paths[name])) for name in sorted(set(photos.paths) - barred)]
-    validation = [(name, read(photos.paths[name])) for name in held_out]
+    held_out = sorted(photos.shown(sets / "RainHeavyVal"))
+    barred = photos.shown(sets / "Rain100L").union(held_out)
+    free = [(name, photos.pixels[name]) for name in sorted(photos.pixels.keys() - barred)]
+    validation = [(name, photos.pixels[name]) for name in held_out]
 
-    for rainy, clean in pairs_of(sets / "RainHeavy200"):
-        turns = photos.find(read(clean))[1]
-        upright = np.rot90(read(rainy), -turns), np.rot90(read(clean), -turns)
-        write_pair(*upright, dest / "RainHeavyUp", rainy.name)
-    heavy = layers(pairs_of(dest / "RainHeavyUp"), 0.1)
-    light_pairs = (
-        (path, path.with_name(f"no{path.name}")) for path in sorted((sets / "RainTrainL").glob("rain-*.png"))
-    )
-    light = layers(light_pairs, 0.05)
-    exchanged = layers(pairs_of(sets / "RainHeavyVal"), 0.3)
+    for pair in pairs(sets / "RainHeavy200"):
+        rainy, clean = read_pair(pair)
+        turns = photos.find(clean)[1]
+        write_pair(np.rot90(rainy, -turns), np.rot90(clean, -turns), dest / "RainHeavyUp", pair.rainy.name)
+    heavy = layers(dest / "RainHeavyUp", 0.1)
+    light = layers(sets / "RainTrainL", 0.05)
+    exchanged = layers(sets / "RainHeavyVal", 0.3)
 
     for seed, name, shown, rain in (
         (1, "HeavyB", free, heavy),
@@ -327,18 +329,18 @@ def main() -> None:
         (5, "HeavyE", validation, exchanged),
     ):
         rain_on(shown, rain, np.random.default_rng(seed), dest / name)
-    for number, (name, photo) in enumerate(validation):
-        drops, streaks = (
-            RainConfig(exposure_time=(1 / 5000, 1 / 1000), jpeg=None),
-            RainConfig(exposure_time=(1 / 600, 1 / 40)),
-        )
-        for folder, config, seed in (("FrozenVal2", drops, 8), ("FineVal2", streaks, 9)):
-            drawn = RainGenerator(config).draw(photo, np.random.default_rng([seed, number]))
+    for folder, config, seed in (
+        ("FrozenVal2", RainConfig(exposure_time=(1 / 5000, 1 / 1000), jpeg=None), 8),
+        ("FineVal2", RainConfig(exposure_time=(1 / 600, 1 / 40)), 9),
+    ):
+        generator = RainGenerator(config)
+        for number, (name, photo) in enumerate(validation):
+            drawn = generator.draw(photo, np.random.default_rng([seed, number]))
             write_pair(*drawn, dest / folder, f"{name}.png")
 
     random = np.random.default_rng(6)
     for name, photo in free:
-        if photos.paths[name].parent.name != "test":
+        if name not in photos.tested:
             write(photo, dest / "clean" / f"{name}.png")
         write_dry(photo, dest / "dryB" / f"{name}.png")
         share, grey = random.uniform(0.1, 0.6), random.uniform(150, 255)
@@ -350,9 +352,8 @@ def main() -> None:
     for number in range(400):
         write_dry(drawer.dry(number, free[7 * number % len(free)][1]), dest / "dryT" / f"{number:03d}.png")
     for name, rain in (("LightT", light), ("HeavyT", heavy)):
-        for number, (stem, photo) in enumerate(free[::2]):
-            changed = drawer.changed(number, photo)
-            rain_on([(stem, changed)], rain, drawer.random, dest / name)
+        changed = ((stem, drawer.changed(number, photo)) for number, (stem, photo) in enumerate(free[::2]))
+        rain_on(changed, rain, drawer.random, dest / name)
 
 
 if __name__ == "__main__":
