@@ -7,8 +7,8 @@ photos that Rain100L or RainHeavyVal shows goes into a set that is trained on. W
     LightB, HeavyB                  each other photo of BSDS500 under a layer of RainTrainL or RainHeavy200
     LightT, HeavyT                  half of them with signs or in strong colours, under such layers
     clean                           those that BSDS500 does not name `test`
-    dryB, hazyB, dryU, dryT         without rain, both halves of a file alike: as they are; in haze; sharpened, some
-                                    dithered; and drawn: strong colours, signs, pages of text, patterns
+    dryB, hazyB, dryU, dryT, dryX   without rain, both halves of a file alike: as they are; in haze; sharpened, some
+                                    dithered; and drawn: strong colours, signs, pages of text, patterns; textures
     LightVal2, HeavyD, HeavyE       to choose weights by: RainHeavyVal's photos under layers of RainTrainL,
                                     RainHeavy200, or those of its own exchanged
     FineVal2, FrozenVal2            the same photos under drawn rain, in streaks and in drops
@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from textures import Textures
 
 from sapnet_cli.data.crops import rain_layer
 from sapnet_cli.data.pairs import Pair, find_pairs
@@ -351,6 +352,9 @@ def main() -> None:
     drawer = Drawer(given.fonts, seed=29)
     for number in range(400):
         write_dry(drawer.dry(number, free[7 * number % len(free)][1]), dest / "dryT" / f"{number:03d}.png")
+    textures = Textures(seed=31)
+    for number in range(600):
+        write_dry(textures.picture(number, free[5 * number % len(free)][1]), dest / "dryX" / f"{number:03d}.png")
     for name, rain in (("LightT", light), ("HeavyT", heavy)):
         changed = ((stem, drawer.changed(number, photo)) for number, (stem, photo) in enumerate(free[::2]))
         rain_on(changed, rain, drawer.random, dest / name)

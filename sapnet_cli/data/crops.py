@@ -27,8 +27,8 @@ SLANTED = 60.0
 PATCHWORK = (0.03, 0.6)
 """Share of a crop that `Augmentation.patchwork` fills with something else."""
 
-DIMMED, TINTED = (0.35, 1.0), 0.3
-"""Brightness that `Augmentation.dim` leaves to a crop, and how much less of it a channel may have."""
+DIMMED, TINTED = (0.35, 1.0), 0.7
+"""Brightness that `Augmentation.dim` leaves to a crop's brightest channel, and how much less of it others may have."""
 
 NOISE, GRAIN = (1.0, 12.0), (0.4, 1.0)
 """Standard deviation of `Augmentation.noise`, in 255ths, and sigma in pixels of the blur that half of it passes."""
@@ -141,7 +141,8 @@ class CropSampler:
             other_rainy, other_clean = self._elsewhere(patch, random)
             rainy, clean = np.where(part, other_rainy, rainy), np.where(part, other_clean, clean)
         if random.random() < self.augmentation.dim:
-            light = random.uniform(*DIMMED) * (1 - TINTED * random.random(3))
+            tint = 1 - TINTED * random.random(3)
+            light = random.uniform(*DIMMED) * tint / tint.max()
             rainy, clean = (np.rint(picture * light).astype(np.uint8) for picture in (rainy, clean))
         if random.random() < self.augmentation.noise:
             noise = _noise(patch, random)

@@ -1,0 +1,254 @@
+"""Dry textures as they are photographed, drawn: what `training_sets.py` puts into `dryX`.
+
+Mortar, gaps of boards, blades of grass, railings and the relief of snow and rock are thin, bright and of one direction,
+as rain is, and weights that never saw them dry take them for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+HEIGHT, WIDTH = 320, 480  # of a picture
+MARGIN = 1.4  # a texture is larger by so much, for the perspective
+Values = NDArray[np.float32]  # any number of rows and columns; colours of 0 to 255, which may be passed
+
+
+def noise(
+    random: np.random.Generator,
+    shape: tuple[int, int],
+    coarsest: float,
+    finest: float,
+    stretch: Sequence[float] = (1, 1),
+) -> Values:
+    """Noise of many scales, its grains between so many pixels wide, stretched down and right; deviation 1."""
+    total, size = np.zeros(shape, np.float32), finest
+    while size <= coarsest:
+        rows, columns = (max(2, int(side / (size * by)) + 2) for side, by in zip(shape, stretch, strict=True))
+        grains = random.normal(size=(rows, columns)).astype(np.float32)
+        total += cv2.resize(grains, shape[::-1], interpolation=cv2.INTER_CUBIC) * size ** random.uniform(0, 0.5)
+        size *= 2
+    return total / total.std()
+
+
+class Textures:
+    """Draws one texture after another, each kind in turn."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.kinds = (
+            self.wall, self.boards, self.strands, self.pebbles, self.cloth, None,
+            self.relief, self.relief, self.veins, self.patches, self.strands, self.wall,
+        )  # fmt: skip
+
+    def picture(self, number: int, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The texture of that number, RGB of 320x480; `photo` is what stands behind a railing."""
+        kind, height, width = self.kinds[number % len(self.kinds)], int(HEIGHT * MARGIN), int(WIDTH * MARGIN)
+        upright = kind in (self.wall, self.boards) and number // len(self.kinds) % 3 > 0
+        if upright:
+            height, width = width, height
+        pixels = self.railing(photo, height, width) if kind is None else kind(height, width)
+        if kind == self.cloth and self.random.random() < 0.25:
+            pixels = pixels.transpose(1, 0, 2)
+        return self._photographed(np.rot90(pixels) if upright else pixels)
+
+    def _photographed(self, pixels: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """From aside, lit unevenly, blurred, half of the time noisy."""
+        random, pixels = self.random, np.ascontiguousarray(pixels, np.float32)
+        height, width = pixels.shape[:2]
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+        inwards = np.array([[width, height], [-width, height], [-width, -height], [width, -height]], np.float32)
+        most = 0.0 if random.random() < 0.3 else 0.22
+        seen = corners + random.uniform(0, most, (4, 2)).astype(np.float32) * inwards
+        frame = np.array([[0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]], np.float32)
+        perspective = cv2.getPerspectiveTransform(seen, frame)
+        pixels = cv2.warpPerspective(pixels, perspective, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT)
+        light = np.ones((HEIGHT, WIDTH), np.float32)
+        if random.random() < 0.7:
+            few = random.uniform(0.55, 1.25, (3, 4)).astype(np.float32)
+            light = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        pixels = cv2.GaussianBlur(pixels * light[..., None], (0, 0), random.uniform(0.3, 1.1))
+        if random.random() < 0.4:
+            pixels = pixels + random.normal(0, random.uniform(1, 5), (HEIGHT, WIDTH, 1))
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+    def _colour(self) -> NDArray[np.float64]:
+        if self.random.random() < 0.4:
+            return np.full(3, self.random.uniform(30, 200))
+        return self.random.uniform(20, 210, 3) * 0.5 + self.random.uniform(20, 210) * 0.5
+
+    def _grain(self, height: int, width: int, coarsest: float, least: float, most: float) -> Values:
+        """Noise down to single pixels, of a deviation between those two."""
+        return (noise(self.random, (height, width), coarsest, 1) * self.random.uniform(least, most))[..., None]
+
+    @staticmethod
+    def _tones(*indices: Values) -> Values:
+        """A number between -0.5 and 0.5 for each index, or pair of indices: the tone of a brick or board."""
+        return (np.sin(sum(i * by for i, by in zip(indices, (12.9898, 78.233), strict=False))) * 43758.5453) % 1 - 0.5
+
+    def wall(self, height: int, width: int) -> NDArray[np.floating]:
+        """Bricks or slabs in rows, the mortar mostly brighter, rough at its edges."""
+        random, shape = self.random, (height, width)
+        long, high, mortar = random.uniform(24, 110), random.uniform(9, 40), random.uniform(1, 8)
+        down, right = np.mgrid[:height, :width].astype(np.float32)
+        rough = random.uniform(0, 2.5)
+        down = down + noise(random, shape, 32, 4) * rough
+        right = right + noise(random, shape, 32, 4) * rough
+        row = np.floor(down / high)
+        right = right + row * long * (0.5 if random.random() < 0.7 else random.uniform(0, 1))
+        to_edge = np.minimum(np.minimum(down % high, high - down % high), np.minimum(right % long, long - right % long))
+        between = np.clip((mortar / 2 - to_edge) + 0.5, 0, 1)[..., None]
+        tones = self._tones(row, np.floor(right / long))
+        colour = self._colour()
+        brighter = random.choice([-1, 1], p=[0.25, 0.75]) * random.uniform(20, 120)
+        fill = np.clip(colour + brighter + random.normal(0, 6, 3), 0, 255)
+        face = colour + (tones * random.uniform(0, 70))[..., None] + self._grain(height, width, 16, 2, 25)
+        return face * (1 - between) + (fill + self._grain(height, width, 4, 1, 14)) * between
+
+    def boards(self, height: int, width: int) -> NDArray[np.floating]:
+        """Planks with their grain, lying, and dark or bright gaps between them."""
+        random = self.random
+        high, gap = random.uniform(8, 90), random.uniform(0.7, 5)
+        down = np.mgrid[:height, :width][0].astype(np.float32)
+        down = down + noise(random, (height, width), 128, 32) * random.uniform(0, 1.5)
+        row, to_edge = np.floor(down / high), np.minimum(down % high, high - down % high)
+        colour = self._colour()
+        tones = self._tones(row)
+        coarsest = random.choice([2, 4, 8])
+        grain = noise(random, (height, width), coarsest, 1, (1, random.uniform(8, 40)))
+        wood = colour + (tones * random.uniform(0, 60))[..., None] + (grain * random.uniform(3, 30))[..., None]
+        between = np.clip(gap / 2 - to_edge + 0.5, 0, 1)[..., None] * random.uniform(0.4, 1)
+        fill = np.clip(colour + random.choice([-100, -60, 60, 110], p=[0.4, 0.3, 0.15, 0.15]), 0, 255)
+        return wood * (1 - between) + between * fill
+
+    def strands(self, height: int, width: int) -> NDArray[np.floating]:
+        """Grass, hair, fur, straw: thousands of thin bent strands, the later ones brighter."""
+        random = self.random
+        ground, colour = np.empty((height, width, 3), np.float32), self._colour()
+        ground[:] = colour * random.uniform(0.2, 0.8)
+        count, longest = int(height * width / random.uniform(15, 120)), random.uniform(10, 80)
+        spread, lean = random.uniform(0.05, 0.9), random.normal(0, 0.4)
+        if random.random() < 0.3:
+            spread = 3  # all directions
+        wind = noise(random, (height, width), 256, 64) * random.uniform(0, 0.6)
+        leans = random.normal(lean, spread, count)
+        canvas, along = np.clip(ground, 0, 255).astype(np.uint8), np.linspace(0, 1, 5)
+        variety, dark, bright = random.uniform(10, 50), random.uniform(0.4, 0.9), random.uniform(1, 1.6)
+        thick = random.random() * 0.5
+        for number in range(count):
+            left, top = random.uniform(0, width), random.uniform(0, height)
+            angle = leans[number] + wind[int(top), int(left)]
+            length, bend = longest * random.uniform(0.4, 1.3), random.normal(0, 0.3)
+            right = left + length * np.sin(angle) * along + bend * length * along * along
+            points = np.round(np.stack([right, top - length * np.cos(angle) * along], 1) * 8).astype(np.int32)
+            tone = dark + (bright - dark) * number / count
+            shade = np.clip(colour * tone + random.normal(0, variety) + random.normal(0, 6, 3), 0, 255)
+            thickness = 2 if random.random() < thick else 1
+            cv2.polylines(canvas, [points], False, shade.tolist(), thickness, cv2.LINE_AA, 3)
+        return canvas.astype(np.float32)
+
+    def pebbles(self, height: int, width: int) -> NDArray[np.floating]:
+        """Stones, scales or cells: all that is nearest to the same one of scattered points."""
+        random = self.random
+        count, points = int(height * width / random.uniform(40, 900)), np.full((height, width), 255, np.uint8)
+        rows, columns = random.integers(0, height, count), random.integers(0, width, count)
+        points[rows, columns] = 0
+        away, stone = cv2.distanceTransformWithLabels(points, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+        colour = self._colour()
+        tones = random.normal(0, random.uniform(10, 45), stone.max() + 1)[stone]
+        away = np.clip(away / (np.sqrt(height * width / count) * 0.7), 0, 1.3)
+        face = colour + (tones - away**2 * random.uniform(-30, 90))[..., None]
+        return face + self._grain(height, width, 8, 2, 18)
+
+    def cloth(self, height: int, width: int) -> NDArray[np.floating]:
+        """Ribs, blinds, corrugated sheet or a weave: waves, a little bent."""
+        random, shape = self.random, (height, width)
+        down, right = np.mgrid[:height, :width].astype(np.float32)
+        right = right + noise(random, shape, 128, 32) * random.uniform(0, 3)
+        down = down + noise(random, shape, 128, 32) * random.uniform(0, 3)
+        period = random.uniform(4, 40)
+        wave = np.sin(2 * np.pi * right / period)
+        wave = np.sign(wave) * abs(wave) ** random.uniform(0.3, 1.5)
+        if random.random() < 0.4:
+            wave = wave * np.sin(2 * np.pi * down / (period * random.uniform(0.5, 2)))
+        return self._colour() + (wave * random.uniform(8, 70))[..., None] + self._grain(height, width, 8, 1, 15)
+
+    def railing(self, photo: NDArray[np.uint8], height: int, width: int) -> NDArray[np.floating]:
+        """Posts, bars, wires or stems in front of a photo."""
+        random, canvas = self.random, cv2.resize(photo, (width, height))
+        left = random.uniform(0, 30)
+        colour = self._colour() + random.choice([-60, 60])
+        thick, step = random.uniform(1, 7), random.uniform(8, 70)
+        regular, lean = random.random() < 0.6, random.normal(0, 0.08)
+        top, bottom = random.uniform(0, 0.4) * height, height * random.uniform(0.6, 1.05)
+
+        def line(points: list[tuple[float, float]], shade: NDArray[np.float64], thickness: int) -> None:
+            start, end = ((int(x * 8), int(y * 8)) for x, y in points)
+            cv2.line(canvas, start, end, shade.tolist(), thickness, cv2.LINE_AA, 3)
+
+        while left < width:
+            thickness = max(1, round(thick * (1 if regular else random.uniform(0.5, 1.6))))
+            shade = np.clip(colour + random.normal(0, 8), 0, 255)
+            start = left, top if regular else random.uniform(0, height * 0.5)
+            end = (
+                left + (lean if regular else random.normal(0, 0.15)) * height,
+                bottom if regular else random.uniform(height * 0.4, height),
+            )
+            line([start, end], shade, thickness)
+            if thickness > 2 and random.random() < 0.7:  # its lit side
+                lit = np.clip(shade + random.uniform(10, 70), 0, 255)
+                line([(x - thickness / 3, y) for x, y in (start, end)], lit, 1)
+            left += step * (1 if regular else random.uniform(0.3, 2))
+        if regular and random.random() < 0.6:
+            for row in (top, bottom):
+                line([(0, int(row)), (width, int(row))], np.clip(colour, 0, 255), max(1, int(thick)))
+        return canvas.astype(np.float32)
+
+    def relief(self, height: int, width: int) -> NDArray[np.floating]:
+        """Rock, snow, sand or plaster: a rough surface, lit from one side."""
+        random, stretch = self.random, (1.0, 1.0)
+        if random.random() >= 0.6:
+            stretch = (1, random.uniform(1.5, 5)) if random.random() < 0.5 else (random.uniform(1.5, 5), 1)
+        surface = np.zeros((height, width), np.float32)
+        power, ridged = random.uniform(0.5, 1.15), random.random() < 0.4
+        for size in 2 ** np.arange(8, random.integers(0, 2) - 1, -1.0):
+            bumps = noise(random, (height, width), size, size, stretch)
+            surface += (-abs(bumps) if ridged else bumps) * size**power
+        from_where = random.uniform(0, 2 * np.pi)
+        down, right = np.gradient(surface)
+        light = np.cos(from_where) * right + np.sin(from_where) * down
+        light /= light.std()
+        if random.random() < 0.5:
+            light = np.tanh(light / 2) * 2
+        grey = random.random() >= 0.6
+        colour = np.full(3, random.uniform(90, 235)) + random.normal(0, 6, 3) if grey else self._colour()
+        high = surface / surface.std()
+        return colour + (light * random.uniform(6, 60))[..., None] + (high * random.uniform(0, 25))[..., None]
+
+    def veins(self, height: int, width: int) -> NDArray[np.floating]:
+        """Marble, cracks, frost: thin lines where noise passes zero."""
+        random, shape, pixels = self.random, (height, width), np.empty((height, width, 3), np.float32)
+        pixels[:] = self._colour()
+        pixels += self._grain(height, width, 128, 2, 25)
+        for _ in range(random.integers(1, 4)):
+            coarsest, finest = random.choice([16, 32, 64, 128]), random.choice([2, 4, 8])
+            values = noise(
+                random, shape, coarsest, finest, (1, 1) if random.random() < 0.5 else (random.uniform(1, 4), 1)
+            )
+            vein = np.exp(-abs(values) / random.uniform(0.02, 0.25))
+            vein *= np.clip(noise(random, shape, 64, 32) + random.uniform(0, 1.5), 0, 1.5)
+            pixels += vein[..., None] * (random.choice([-1, 1]) * random.uniform(20, 130) + random.normal(0, 10, 3))
+        return pixels
+
+    def patches(self, height: int, width: int) -> NDArray[np.floating]:
+        """Snow on grass, moss, rust: two textures, parted by a noise."""
+        random = self.random
+        below = (self.relief if random.random() < 0.6 else self.strands)(height, width)
+        above = (self.relief if random.random() < 0.6 else self.pebbles)(height, width)
+        coarsest, finest = random.choice([8, 32, 128]), random.choice([1, 2, 4])
+        values = noise(random, (height, width), coarsest, finest)
+        share = np.clip(values * random.uniform(1, 8) + random.uniform(-1, 1), 0, 1)[..., None]
+        return below * (1 - share) + above * share
