@@ -15,6 +15,7 @@ from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 from sapnet_cli import Derainer
 
 SIDE, LENGTH = 192, 25
+WHITE = 1.0, 1.0, 1.0
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +38,22 @@ def test_noise_of_a_sensor_is_no_rain(deviation: float, dry: NDArray[np.uint8], 
     assert kept > 38
 
 
-@pytest.mark.parametrize("angle", [-60, -40, 0, 40, 60])
-def test_most_rain_of_a_storm_goes(angle: float, dry: NDArray[np.uint8], derainer: Derainer) -> None:
-    """Streaks by their angle to the vertical, in degrees."""
+@pytest.mark.parametrize(
+    ("angle", "lamp"), [(-60, WHITE), (-40, WHITE), (0, WHITE), (40, WHITE), (60, WHITE), (0, (1, 0.75, 0.45))]
+)
+def test_most_rain_of_a_storm_goes(
+    angle: float, lamp: tuple[float, float, float], dry: NDArray[np.uint8], derainer: Derainer
+) -> None:
+    """Streaks by their angle to the vertical, in degrees, in white light or under sodium lamps."""
     random = np.random.default_rng(0)
     drops = (random.random(dry.shape[:2]) < 0.1 / LENGTH) * random.uniform(0.3, 0.7, dry.shape[:2])
     line, middle = np.zeros((LENGTH, LENGTH), np.uint8), LENGTH // 2
     right, down = (round(middle * part) for part in (np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))))
     cv2.line(line, (middle - right, middle - down), (middle + right, middle + down), 255, 1, cv2.LINE_AA)
     streaks = cv2.GaussianBlur(cv2.filter2D(drops.astype(np.float32), -1, line / np.float32(255)), (0, 0), 0.7)
-    rainy = np.rint(255 - (255 - dry) * (1 - np.clip(1.5 * streaks, 0, 1)[..., None])).astype(np.uint8)
-    before, after = (mean_squared_error(dry, picture) for picture in (rainy, derainer.derain(rainy)))
+    rainy = 255 - (255 - dry) * (1 - np.clip(1.5 * streaks, 0, 1)[..., None])
+    rainy, truth = (np.rint(picture * lamp).astype(np.uint8) for picture in (rainy, dry))
+    before, after = (mean_squared_error(truth, picture) for picture in (rainy, derainer.derain(rainy)))
     assert before > 100, "there is rain"
     assert after < 0.5 * before
 
