@@ -56,7 +56,7 @@ class Textures:
         return self._photographed(np.rot90(pixels) if upright else pixels)
 
     def _photographed(self, pixels: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """From aside, lit unevenly, blurred, half of the time noisy."""
+        """Seen from aside, most of them lit unevenly, blurred, some of them noisy."""
         random, pixels = self.random, np.ascontiguousarray(pixels, np.float32)
         height, width = pixels.shape[:2]
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
