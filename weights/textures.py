@@ -7,12 +7,15 @@ as rain is, and weights that never saw them dry take them for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-HEIGHT, WIDTH = 320, 480  # of a picture
+from sapnet_cli.data.pictures import Pixels
+
+HEIGHT, WIDTH = 320, 480  # of what is drawn
 MARGIN = 1.4  # a texture is larger by so much, for the perspective
 Values = NDArray[np.float32]  # any number of rows and columns; colours of 0 to 255, which may be passed
 
@@ -34,28 +37,43 @@ def noise(
     return total / total.std()
 
 
+def uneven_light(random: np.random.Generator, darkest: float, brightest: float, shape: tuple[int, int]) -> Values:
+    """Brightness that changes slowly over a picture, to multiply its colours by."""
+    few = random.uniform(darkest, brightest, (3, 4)).astype(np.float32)
+    return cv2.resize(few, shape[::-1], interpolation=cv2.INTER_CUBIC)[..., None]
+
+
+def to_bytes(values: NDArray[np.floating]) -> Pixels:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def to_edge(values: Values, period: float) -> Values:
+    """How far each is from the nearest multiple of the period."""
+    return np.minimum(values % period, period - values % period)
+
+
 class Textures:
     """Draws one texture after another, each kind in turn."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
-        self.kinds = (
-            self.wall, self.boards, self.strands, self.pebbles, self.cloth, None,
+
+    def picture(self, number: int, photo: Pixels) -> Pixels:
+        """The texture of that number, RGB of 320x480; `photo` is what stands behind a railing."""
+        kinds = (
+            self.wall, self.boards, self.strands, self.pebbles, self.cloth, partial(self.railing, photo),
             self.relief, self.relief, self.veins, self.patches, self.strands, self.wall,
         )  # fmt: skip
-
-    def picture(self, number: int, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The texture of that number, RGB of 320x480; `photo` is what stands behind a railing."""
-        kind, height, width = self.kinds[number % len(self.kinds)], int(HEIGHT * MARGIN), int(WIDTH * MARGIN)
-        upright = kind in (self.wall, self.boards) and number // len(self.kinds) % 3 > 0
+        kind, height, width = kinds[number % len(kinds)], int(HEIGHT * MARGIN), int(WIDTH * MARGIN)
+        upright = kind in (self.wall, self.boards) and number // len(kinds) % 3 > 0
         if upright:
             height, width = width, height
-        pixels = self.railing(photo, height, width) if kind is None else kind(height, width)
+        pixels = kind(height, width)
         if kind == self.cloth and self.random.random() < 0.25:
             pixels = pixels.transpose(1, 0, 2)
         return self._photographed(np.rot90(pixels) if upright else pixels)
 
-    def _photographed(self, pixels: NDArray[np.floating]) -> NDArray[np.uint8]:
+    def _photographed(self, pixels: NDArray[np.floating]) -> Pixels:
         """Seen from aside, most of them lit unevenly, blurred, some of them noisy."""
         random, pixels = self.random, np.ascontiguousarray(pixels, np.float32)
         height, width = pixels.shape[:2]
@@ -66,14 +84,12 @@ class Textures:
         frame = np.array([[0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]], np.float32)
         perspective = cv2.getPerspectiveTransform(seen, frame)
         pixels = cv2.warpPerspective(pixels, perspective, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT)
-        light = np.ones((HEIGHT, WIDTH), np.float32)
         if random.random() < 0.7:
-            few = random.uniform(0.55, 1.25, (3, 4)).astype(np.float32)
-            light = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-        pixels = cv2.GaussianBlur(pixels * light[..., None], (0, 0), random.uniform(0.3, 1.1))
+            pixels = pixels * uneven_light(random, 0.55, 1.25, (HEIGHT, WIDTH))
+        pixels = cv2.GaussianBlur(pixels, (0, 0), random.uniform(0.3, 1.1))
         if random.random() < 0.4:
             pixels = pixels + random.normal(0, random.uniform(1, 5), (HEIGHT, WIDTH, 1))
-        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        return to_bytes(pixels)
 
     def _colour(self) -> NDArray[np.float64]:
         if self.random.random() < 0.4:
@@ -99,8 +115,7 @@ class Textures:
         right = right + noise(random, shape, 32, 4) * rough
         row = np.floor(down / high)
         right = right + row * long * (0.5 if random.random() < 0.7 else random.uniform(0, 1))
-        to_edge = np.minimum(np.minimum(down % high, high - down % high), np.minimum(right % long, long - right % long))
-        between = np.clip((mortar / 2 - to_edge) + 0.5, 0, 1)[..., None]
+        between = np.clip(mortar / 2 - np.minimum(to_edge(down, high), to_edge(right, long)) + 0.5, 0, 1)[..., None]
         tones = self._tones(row, np.floor(right / long))
         colour = self._colour()
         brighter = random.choice([-1, 1], p=[0.25, 0.75]) * random.uniform(20, 120)
@@ -114,13 +129,12 @@ class Textures:
         high, gap = random.uniform(8, 90), random.uniform(0.7, 5)
         down = np.mgrid[:height, :width][0].astype(np.float32)
         down = down + noise(random, (height, width), 128, 32) * random.uniform(0, 1.5)
-        row, to_edge = np.floor(down / high), np.minimum(down % high, high - down % high)
         colour = self._colour()
-        tones = self._tones(row)
+        tones = self._tones(np.floor(down / high))
         coarsest = random.choice([2, 4, 8])
         grain = noise(random, (height, width), coarsest, 1, (1, random.uniform(8, 40)))
         wood = colour + (tones * random.uniform(0, 60))[..., None] + (grain * random.uniform(3, 30))[..., None]
-        between = np.clip(gap / 2 - to_edge + 0.5, 0, 1)[..., None] * random.uniform(0.4, 1)
+        between = np.clip(gap / 2 - to_edge(down, high) + 0.5, 0, 1)[..., None] * random.uniform(0.4, 1)
         fill = np.clip(colour + random.choice([-100, -60, 60, 110], p=[0.4, 0.3, 0.15, 0.15]), 0, 255)
         return wood * (1 - between) + between * fill
 
@@ -176,7 +190,7 @@ class Textures:
             wave = wave * np.sin(2 * np.pi * down / (period * random.uniform(0.5, 2)))
         return self._colour() + (wave * random.uniform(8, 70))[..., None] + self._grain(height, width, 8, 1, 15)
 
-    def railing(self, photo: NDArray[np.uint8], height: int, width: int) -> NDArray[np.floating]:
+    def railing(self, photo: Pixels, height: int, width: int) -> NDArray[np.floating]:
         """Posts, bars, wires or stems in front of a photo."""
         random, canvas = self.random, cv2.resize(photo, (width, height))
         left = random.uniform(0, 30)

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
-from textures import Textures
+from textures import HEIGHT, WIDTH, Textures, to_bytes, uneven_light
 
 from sapnet_cli.data.crops import rain_layer
 from sapnet_cli.data.pairs import Pair, find_pairs
@@ -34,7 +34,6 @@ from sapnet_cli.data.pictures import Pixels, read_pair
 from sapnet_cli.data.rain import RainConfig, RainGenerator
 
 Colour = tuple[int, ...]
-HEIGHT, WIDTH = 320, 480  # of what is drawn
 TEXT = (
     "the quick brown fox jumps over lazy dogs EXIT STOP Taxi 24h illicit Hotel Bar 50 km/h parking OPEN Main Street "
     "Mill Lane File Edit View Help def return import None |||| //// 1984 7.25 $ % @ Bus Platform 12 Lufthansa Bäckerei "
@@ -50,10 +49,6 @@ def read(path: Path) -> Pixels:
 def write(pixels: Pixels, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, compress_level=1)
-
-
-def to_bytes(values: NDArray[np.floating]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def write_pair(rainy: Pixels, clean: Pixels, folder: Path, name: str) -> None:
@@ -265,8 +260,8 @@ class Drawer:
         random, size = self.random, pixels.shape[1::-1]
         turn = cv2.getRotationMatrix2D((size[0] / 2, size[1] / 2), random.normal(0, 8), 1.25)
         turned = cv2.warpAffine(pixels, turn, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        light = cv2.resize(random.uniform(0.6, 1.2, (3, 4)).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
-        seen = cv2.GaussianBlur(turned * light[..., None], (0, 0), random.uniform(0.3, 1.2))
+        light = uneven_light(random, 0.6, 1.2, turned.shape[:2])
+        seen = cv2.GaussianBlur(turned * light, (0, 0), random.uniform(0.3, 1.2))
         noise = random.normal(0, random.uniform(0, 10), seen.shape[:2])
         seen = seen + cv2.GaussianBlur(noise, (0, 0), random.uniform(0.4, 2))[..., None]
         return to_bytes(seen[:HEIGHT, :WIDTH] if size[0] >= WIDTH else seen[: HEIGHT + 80, :HEIGHT])
@@ -350,11 +345,9 @@ def main() -> None:
     for number, (name, photo) in enumerate(free[::2]):
         write_dry(sharpened(photo, number % 8 == 0, random), dest / "dryU" / f"{name}.png")
     drawer = Drawer(given.fonts, seed=29)
-    for number in range(400):
-        write_dry(drawer.dry(number, free[7 * number % len(free)][1]), dest / "dryT" / f"{number:03d}.png")
-    textures = Textures(seed=31)
-    for number in range(600):
-        write_dry(textures.picture(number, free[5 * number % len(free)][1]), dest / "dryX" / f"{number:03d}.png")
+    for folder, draw, count, step in (("dryT", drawer.dry, 400, 7), ("dryX", Textures(seed=31).picture, 600, 5)):
+        for number in range(count):
+            write_dry(draw(number, free[step * number % len(free)][1]), dest / folder / f"{number:03d}.png")
     for name, rain in (("LightT", light), ("HeavyT", heavy)):
         changed = ((stem, drawer.changed(number, photo)) for number, (stem, photo) in enumerate(free[::2]))
         rain_on(changed, rain, drawer.random, dest / name)
