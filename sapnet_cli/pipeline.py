@@ -132,6 +132,9 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
             make_folder(job.target)
         data = sys.stdin.buffer.read() if job.source is None else read(job.source)
         picture = decode(data, options.max_megapixels)
+        if picture.frames > 1 and picture.format != "JPEG" and job.target == job.source:
+            # beside a JPEG there are previews and gain maps, but elsewhere pages and films
+            raise ImageError(f"holds {picture.frames} pictures, of which --in-place would keep one; give --output")
     except SapnetError as error:
         return Record(job, "failed", error=str(error))
     except OSError as error:

@@ -230,6 +230,17 @@ def test_in_place_compare_and_format(photos: Path, tmp_path: Path, tiny: Path) -
     assert np.array_equal(compare[:, 68:], np.asarray(Image.open(tmp_path / "x" / "b.png")))
 
 
+def test_in_place_does_not_cost_further_pages(tmp_path: Path, tiny: Path) -> None:
+    page = Image.fromarray(random_pixels(8, 8))
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page, page])
+    before = snapshot(tmp_path)
+    result = run("derain", "pages.tif", "--in-place", "-w", tiny, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "holds 3 pictures" in result.stderr.decode()
+    assert snapshot(tmp_path) == before
+    assert run("derain", "pages.tif", "-o", "first.tif", "-w", tiny, cwd=tmp_path).returncode == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_names_that_are_not_text(photos: Path, tmp_path: Path, tiny: Path) -> None:
     name = os.fsencode(photos) + b"/caf\xe9 \xc3\xa9.png"

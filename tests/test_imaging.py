@@ -226,6 +226,14 @@ def test_multipage_tiff_is_counted() -> None:
     assert decode(save(pages[0], "TIFF", save_all=True, append_images=pages[1:])).frames == 3
 
 
+@pytest.mark.parametrize(("tag", "kind", "value"), [(254, 4, 1), (50706, 1, b"\1\4\0\0")])
+def test_previews_of_raw_files_are_not_taken_for_the_photo(tag: int, kind: int, value: int | bytes) -> None:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory[tag], directory.tagtype[tag] = value, kind
+    with pytest.raises(ImageError, match="raw file"):
+        decode(save(Image.fromarray(random_pixels(8, 8)), "TIFF", tiffinfo=directory))
+
+
 def png_announcing(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
@@ -241,6 +249,10 @@ def png_announcing(width: int, height: int) -> bytes:
         (png_announcing(40_000, 40_000), "megapixels|bomb"),
         (png_announcing(100_000, 100_000), "megapixels|bomb"),
         (png_announcing(20, 20), "damaged"),
+        (b"GIF89a" + bytes(50), "GIF"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "raw file"),
+        (b"II*\0\x10\0\0\0CR\x02\0" + bytes(50), "raw file"),
+        (b"\0\0\0\x20ftypisom" + bytes(50), "video"),
     ],
 )
 def test_bad_files(data: bytes, message: str) -> None:

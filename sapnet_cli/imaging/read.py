@@ -25,6 +25,30 @@ TIFF_STRUCTURE = frozenset(
     | {512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 33723, 34377, 34675, 37724}
 )
 
+RAW = "a camera's raw file, or one that begins with a preview; develop it to TIFF or JPEG first"
+OTHERS: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"GIF8", "a GIF is not read; save it as PNG first"),
+    (0, b"8BPS", "a Photoshop document is not read; save it as TIFF or PNG first"),
+    (0, b"%PDF", "a PDF is not read; save its pages as PNG first"),
+    (0, b"\xff\x0a", "JPEG XL is not read; save it as PNG first"),
+    (4, b"JXL ", "JPEG XL is not read; save it as PNG first"),
+    (4, b"jP  ", "JPEG 2000 is not read; save it as PNG first"),
+    (4, b"ftypcrx ", RAW),  # Canon's CR3, of the same family as HEIC
+    (8, b"CR\x02", RAW),  # Canon's CR2, a TIFF file whose first picture is a preview
+    (0, b"FUJIFILMCCD-RAW", RAW),
+    (0, b"IIRO", RAW),  # Olympus
+    (0, b"IIRS", RAW),
+    (0, b"IIU\0", RAW),  # Panasonic
+    (4, b"ftypisom", "a video is not read; save its frames as pictures first"),
+    (4, b"ftypmp4", "a video is not read; save its frames as pictures first"),
+    (4, b"ftypqt", "a video is not read; save its frames as pictures first"),
+)
+"""Where in a file which bytes say that it is what people try, but sapnet does not read, and what to do."""
+
+TIFF_SUBFILE_TYPE = 254
+REDUCED_RESOLUTION = 1
+DNG_VERSION = 50706
+
 
 def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
     """Decodes a picture, upright, with its metadata.
@@ -38,6 +62,9 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
     """
     if not data:
         raise ImageError("the file is empty")
+    for start, beginning, what in OTHERS:
+        if data.startswith(beginning, start):
+            raise ImageError(what)
     register_heif()
     try:
         with warnings.catch_warnings():
@@ -49,6 +76,8 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
                     f"{width}x{height} is over the limit of {max_megapixels:g} megapixels; "
                     "raise --max-megapixels if you trust the file"
                 )
+            if isinstance(image, TiffImagePlugin.TiffImageFile) and _begins_with_a_preview(image):
+                raise ImageError(RAW)
             return _to_picture(image, data)
     except ImageError:
         raise
@@ -147,6 +176,12 @@ def _tiff_exif(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
     except Exception:  # tags of a kind that Pillow reads but does not write must not cost the picture
         log.warning("some TIFF tags cannot be kept and are left out")
         return None
+
+
+def _begins_with_a_preview(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Cameras' raw files are TIFF files, mostly, whose first picture is a small one for viewers."""
+    kind = image.tag_v2.get(TIFF_SUBFILE_TYPE, 0)
+    return bool(kind & REDUCED_RESOLUTION) or DNG_VERSION in image.tag_v2
 
 
 def _bits_per_sample(image: Image.Image) -> tuple[int, ...]:
