@@ -376,9 +376,12 @@ def test_names_in_the_table_are_no_markup(tmp_path: Path) -> None:
         (["--dataset", "PAIRS", "--stages", "few"], "a number of units, or all"),
         (["--dataset", "PAIRS", "-w", "sapnet-general", "-w", "sapnet-general"], "named twice"),
         (["--dataset", "PAIRS", "-w", "snow"], "no weights 'snow'"),
+        (["--dataset", "LIST", "--csv", "LIST"], "is an input and would be overwritten"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    names = {"PAIRS": str(write_pairs(tmp_path / "pairs", 2))}
+    pairs = write_pairs(tmp_path / "pairs", 2)
+    (tmp_path / "list.csv").write_text("pairs/input/1.png,pairs/target/1.png\n")
+    names = {"PAIRS": str(pairs), "LIST": str(tmp_path / "list.csv")}
     result = benchmark(*(names.get(each, each) for each in arguments), code=2)
     assert message in result.stderr.splitlines()[-1]

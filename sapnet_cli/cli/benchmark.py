@@ -6,7 +6,7 @@ import fnmatch
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,6 +153,7 @@ def benchmark(
         files = (json_file, csv_file, markdown_file)
         fetch = (lambda title: _download(title, repo, revision)) if download else None
         known, pairs, paired = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)
+        _refuse_inputs(files, pairs)
         chosen = [pair for pair in pairs.pairs if images is None or fnmatch.fnmatch(pair.rainy.name, images)][:limit]
         if not chosen:
             raise UsageError(f"{pairs.source}: no rainy picture is named {images}")
@@ -238,6 +239,14 @@ def _find(
     for problem in pairs.problems[:5]:
         out.warn(problem)
     return known, pairs, paired
+
+
+def _refuse_inputs(files: Iterable[Path | None], pairs: PairListing) -> None:
+    """Scores must not be written over a picture or the list of pairs."""
+    inputs = {path.resolve() for pair in pairs.pairs for path in (pair.rainy, pair.clean)} | {pairs.source.resolve()}
+    for file in files:
+        if file is not None and file.resolve() in inputs:
+            raise UsageError(f"{file} is an input and would be overwritten; name another file for the scores")
 
 
 def _engines(
