@@ -98,6 +98,16 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
 
 
+def size_in_bytes(path: Path) -> int:
+    """The size of a file; 0 of a pipe.
+
+    Raises:
+        OSError: it is not there, or this cannot be known.
+    """
+    with _os_errors(path):
+        return path.stat().st_size
+
+
 def exists(path: Path) -> bool:
     """Whether a file is there.
 

@@ -18,7 +18,7 @@ import numpy as np
 from sapnet_cli.cores import usable_cores
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import ImageError, SapnetError
-from sapnet_cli.files import exists, make_folder, read, write_atomically
+from sapnet_cli.files import exists, make_folder, read, size_in_bytes, write_atomically
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
@@ -30,6 +30,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 COMPARE_GAP = 8  # white pixels between before and after
+MAX_BYTES_PER_PIXEL = 16  # of a file: twice those of four channels of 16 bits, which nothing compressed
+MAX_BYTES_BESIDE = 100_000_000  # profiles, previews and the like
 LOOKAHEAD, GPU_LOOKAHEAD = 2, 16
 """Pictures that are decoded ahead of an engine, and encoded behind it: a GPU outruns several cores."""
 
@@ -130,8 +132,7 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
                     return Record(job, "skipped")
                 return Record(job, "failed", error=f"{job.target} already exists; choose --existing overwrite or skip")
             make_folder(job.target)
-        data = sys.stdin.buffer.read() if job.source is None else read(job.source)
-        picture = decode(data, options.max_megapixels)
+        picture = decode(_read_bytes(job, options), options.max_megapixels)
         if picture.frames > 1 and picture.format != "JPEG" and job.target == job.source:
             # beside a JPEG there are previews and gain maps, but elsewhere pages and films
             raise ImageError(f"holds {picture.frames} pictures, of which --in-place would keep one; give --output")
@@ -140,6 +141,19 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
     except OSError as error:
         return Record(job, "failed", error=_describe(error, job))
     return _Work(job, picture, time.perf_counter() - start)
+
+
+def _read_bytes(job: Job, options: FileOptions) -> bytes:
+    """What a job's file holds, unless it is larger than any picture could be, such as a film given by name."""
+    if job.source is None:
+        return sys.stdin.buffer.read()
+    size = size_in_bytes(job.source)
+    if size > options.max_megapixels * 1e6 * MAX_BYTES_PER_PIXEL + MAX_BYTES_BESIDE:
+        raise ImageError(
+            f"{size / 1e9:.1f} GB are more than a picture of {options.max_megapixels:g} megapixels takes; "
+            "raise --max-megapixels if it is one"
+        )
+    return read(job.source)
 
 
 def _derain(

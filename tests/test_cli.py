@@ -230,6 +230,14 @@ def test_in_place_compare_and_format(photos: Path, tmp_path: Path, tiny: Path) -
     assert np.array_equal(compare[:, 68:], np.asarray(Image.open(tmp_path / "x" / "b.png")))
 
 
+def test_a_film_by_name_is_not_read_into_memory(tmp_path: Path, tiny: Path) -> None:
+    with (tmp_path / "film.mkv").open("wb") as film:
+        film.truncate(200_000_000_000)  # a sparse file, which takes no room
+    result = run("derain", "film.mkv", "-o", "clean", "-w", tiny, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "film.mkv: 200.0 GB are more than a picture of 256 megapixels takes" in result.stderr.decode()
+
+
 def test_in_place_does_not_cost_further_pages(tmp_path: Path, tiny: Path) -> None:
     page = Image.fromarray(random_pixels(8, 8))
     page.save(tmp_path / "pages.tif", save_all=True, append_images=[page, page])
