@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 COMPARE_GAP = 8  # white pixels between before and after
-MAX_BYTES_PER_PIXEL = 16  # of a file: twice those of four channels of 16 bits, which nothing compressed
+MAX_BYTES_PER_PIXEL = 16  # of a file: twice what four channels of 16 bits take uncompressed
 MAX_BYTES_BESIDE = 100_000_000  # profiles, previews and the like
 LOOKAHEAD, GPU_LOOKAHEAD = 2, 16
 """Pictures that are decoded ahead of an engine, and encoded behind it: a GPU outruns several cores."""
