@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward, FusedWeights
-from sapnet_cli.engine.tiled import CarriedState
+from sapnet_cli.engine.tiled import CarriedState, Ring
 from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
 from sapnet_cli.errors import OutOfMemoryError
 
@@ -64,6 +67,29 @@ def test_without_attention_tiles_are_the_whole() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sapnet_cli.engine.engine.CPU_BUDGET", 0)
             assert float(np.abs(Engine(model, config).derain(image) - whole).max()) < 2e-3
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted by Linux")
+def test_threads_that_wait_for_the_disk_start_no_others() -> None:
+    """More threads than cores, and all of OpenMP's sleep whenever they wait for each other."""
+    ring, lines = Ring(300, 400, torch.zeros(1, 1, 1, 32)), torch.rand(300, 400, 32)
+
+    def threads_after(work: Callable[[], object]) -> int:
+        work()
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def round_trip() -> None:
+        ring.write(0, 0, lines)
+        ring.read(0, 0, read)
+
+    read = torch.zeros_like(lines)
+    with ThreadPoolExecutor(1) as pool, ring.file:
+        before, after, shared_out = (
+            pool.submit(threads_after, work).result() for work in (bool, round_trip, lambda: lines.half())
+        )
+    assert after == before
+    assert shared_out > before or torch.get_num_threads() == 1
+    assert read.equal(lines.half().float())
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room on the disk is not asked for here")

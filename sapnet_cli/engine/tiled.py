@@ -32,6 +32,11 @@ from sapnet_cli.errors import OutOfMemoryError
 ROWS = 64
 """Of a window, that are converted at once between memory and disk."""
 
+SERIAL = 2**15 - 1
+"""So many values PyTorch converts in the thread that asks it to. More it would share out to threads of its own, and as
+long as OpenMP has more threads than there are cores, all that wait for another sleep at once: units took a fifth
+longer."""
+
 MENDING = 4
 """One of so many windows of the sample tells how colours are to be mended."""
 
@@ -269,8 +274,9 @@ class Ring:
                 self._seek(row + below, column)
                 self.file.readinto(line)
             if not as_stored:
-                part.copy_(torch.from_numpy(lines))
+                _convert(torch.from_numpy(lines), part)
 
+    @torch.inference_mode()
     def write(self, row: int, column: int, source: Tensor) -> None:
         """Stores (H, W, C), whose rows are contiguous, from a row and a column on.
 
@@ -278,7 +284,13 @@ class Ring:
             OSError: the disk is full.
         """
         for start, part in enumerate(torch.split(_bits(source), ROWS)):
-            for below, line in enumerate(part.cpu().numpy().astype(self._kind, copy=False), start * ROWS):
+            values = part.cpu()
+            lines = values.numpy()
+            if lines.dtype != self._kind:
+                lines = np.empty(part.shape, self._kind)
+                for each, line in zip(values, torch.from_numpy(lines)):
+                    _convert(each, line)
+            for below, line in enumerate(lines, start * ROWS):
                 self._seek(row + below, column)
                 if self.file.write(line) != line.nbytes:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -296,6 +308,13 @@ def _stored_kind(dtype: torch.dtype) -> np.dtype[Any]:
 def _stored_bytes(plane: Tensor) -> int:
     """Of a pixel of a plane (N, H, W, C)."""
     return plane.shape[3] * _stored_kind(plane.dtype).itemsize
+
+
+def _convert(values: Tensor, target: Tensor) -> None:
+    """Copies contiguous values into a place for as many of another kind."""
+    size = SERIAL if target.device.type == "cpu" else values.numel()
+    for part, place in zip(torch.split(values.view(-1), size), torch.split(target.view(-1), size)):
+        place.copy_(part)
 
 
 def _bits(values: Tensor) -> Tensor:

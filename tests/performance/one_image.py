@@ -1,6 +1,7 @@
 """Seconds for one picture: the authors' network in eager fp32, sapnet, and other runtimes, in turns.
 
-Each lives in a process of its own, so that none runs with another's settings or memory.
+Each lives in a process of its own, so that none runs with another's settings or memory. A CPU that is slow in bf16 is
+not asked for it.
 
     python tests/performance/one_image.py [PICTURE] [--rounds 7] [--stages 6] [--device cpu]
 
@@ -26,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sapnet_cli.engine.engine import Engine, EngineConfig
-from sapnet_cli.engine.hardware import choose_device, prepare_process, synchronize
+from sapnet_cli.engine.hardware import choose_device, fast_float, prepare_process, synchronize
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
@@ -154,6 +155,8 @@ def main() -> None:
     if arguments.device == "cpu" and arguments.stages == 6 and importlib.util.find_spec("onnx"):
         names += ["ONNX Runtime fp32"] if importlib.util.find_spec("onnxruntime") else []
         names += ["OpenVINO fp32", "OpenVINO bf16"] if importlib.util.find_spec("openvino") else []
+    if arguments.device == "cpu" and fast_float() != torch.bfloat16:
+        names = [name for name in names if "bf16" not in name]
     context, connections = get_context("spawn"), {}
     for name in names:
         connections[name], end = context.Pipe()
