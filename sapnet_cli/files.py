@@ -99,7 +99,7 @@ def read(path: Path) -> bytes:
 
 
 def size_in_bytes(path: Path) -> int:
-    """The size of a file; 0 of a pipe.
+    """The size of a file; 0 of a pipe, or where a store does not say.
 
     Raises:
         OSError: it is not there, or this cannot be known.

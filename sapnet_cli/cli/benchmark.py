@@ -243,9 +243,12 @@ def _find(
 
 def _refuse_inputs(files: Iterable[Path | None], pairs: PairListing) -> None:
     """Scores must not be written over a picture or the list of pairs."""
+    named = [file for file in files if file is not None]
+    if not named:
+        return
     inputs = {path.resolve() for pair in pairs.pairs for path in (pair.rainy, pair.clean)} | {pairs.source.resolve()}
-    for file in files:
-        if file is not None and file.resolve() in inputs:
+    for file in named:
+        if file.resolve() in inputs:
             raise UsageError(f"{file} is an input and would be overwritten; name another file for the scores")
 
 
