@@ -187,7 +187,16 @@ def test_crops_are_the_same_for_any_split_over_processes_threads_and_memory(tmp_
     whole = sampler(
         folder,
         Augmentation(
-            mix=0.5, recombine=0.5, faint=0.5, fine=0.5, coarse=0.5, slant=0.5, patchwork=0.5, dim=0.5, noise=0.5
+            mix=0.5,
+            recombine=0.5,
+            faint=0.5,
+            fine=0.5,
+            coarse=0.5,
+            slant=0.5,
+            partial=0.5,
+            patchwork=0.5,
+            dim=0.5,
+            noise=0.5,
         ),
     )
     expected = whole.batch(BatchRequest(7, 0, 4, 24))
@@ -298,6 +307,32 @@ def test_dim_darkens_and_tints_rain_and_scene_alike(tmp_path: Path) -> None:
     assert len(lights) > 20
     assert all(len(set(light)) > 1 for light in lights)
     assert 0.28 < min(tints) < 0.5, "some as under sodium lamps"
+
+
+def test_partial_rain_is_on_one_side_or_before_what_is_dark(tmp_path: Path) -> None:
+    dark_and_bright = np.random.default_rng(0).integers(0, 200, (12, 16, 3)).astype(np.uint8)
+    clean = dark_and_bright.repeat(40, axis=0).repeat(40, axis=1)
+    save(tmp_path / "target" / "1.png", clean)
+    save(tmp_path / "input" / "1.png", clean + np.uint8(50))
+    request = BatchRequest(0, 0, 64, 160)
+    all_over = sampler(tmp_path).batch(request)
+    shares, darker, aside = [], 0, 0
+    for rainy, clean, whole in zip(*sampler(tmp_path, Augmentation(partial=1.0)).batch(request), all_over[1]):
+        assert np.array_equal(clean, whole), "ground truths stay"
+        added = rainy.astype(int) - clean
+        assert added.min() >= 0
+        assert added.max() <= 50
+        rains = added.mean(axis=2) > 25
+        shares.append(rains.mean())
+        before, beside = clean[rains].mean(), clean[~rains].mean()
+        rows, columns = np.nonzero(rains)
+        off_centre = np.hypot(rows.mean() - 79.5, columns.mean() - 79.5)
+        darker += before < beside - 30
+        aside += off_centre > 40
+    assert 0.01 < min(shares) < 0.15
+    assert 0.4 < max(shares) < 0.6
+    assert darker > 16
+    assert aside > 16
 
 
 def test_patchwork_is_a_strip_of_another_scene_of_a_dry_one_or_of_one_grey(tmp_path: Path) -> None:

@@ -164,6 +164,12 @@ def train(
             min=0, max=1, help="Share of crops whose rain is turned by up to 60 degrees.", rich_help_panel=DATA
         ),
     ] = None,
+    partial: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of crops with rain on one side, or before what is dark.", rich_help_panel=DATA
+        ),
+    ] = None,
     patchwork: Annotated[
         float | None,
         typer.Option(
@@ -346,6 +352,7 @@ def train(
                     fine=fine,
                     coarse=coarse,
                     slant=slant,
+                    partial=partial,
                     patchwork=patchwork,
                     dim=dim,
                     noise=noise,

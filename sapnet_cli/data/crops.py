@@ -27,6 +27,12 @@ SLANTED = 60.0
 PATCHWORK = (0.03, 0.6)
 """Share of a crop that `Augmentation.patchwork` fills with something else."""
 
+SEEN = (0.05, 0.5)
+"""Share of a crop where rain is seen, of `Augmentation.partial`."""
+
+SOFT_GREY, SOFT_EDGE = (3.0, 25.0), (0.005, 0.1)
+"""How slowly it goes over into what is dry: in 255ths, and in sides of the crop."""
+
 DIMMED, TINTED = (0.35, 1.0), 0.7
 """Brightness that `Augmentation.dim` leaves to a crop's brightest channel, and how much less of it others may have."""
 
@@ -44,7 +50,7 @@ INPAINTING_RADIUS = 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a crop is changed; the last nine because real rain has more faces than the public sets.
+    """How a crop is changed; the last ten because real rain has more faces than the public sets.
 
     Attributes:
         flip: whether crops are mirrored, left to right and upside down: rain stays upright.
@@ -56,6 +62,8 @@ class Augmentation:
         coarse: probability that the rain is enlarged, by up to 2.5, as photos of many pixels have it.
         slant: probability that the rain of a pair, lifted off another one of its set, is turned by up to 60 degrees:
             in the public sets rain falls within some 20 of the vertical, in a storm it does not.
+        partial: probability that rain is seen before half of the crop or less: it shows before what is dark, and often
+            falls on one side only.
         patchwork: probability that a part of the crop is of another one, with its rain or dry, or a plain bar:
             attention sees means over the whole, and photos have sheltered parts and black borders.
         dim: probability that the crop is darkened and tinted, rain and all, as in the evening and under lamps.
@@ -70,6 +78,7 @@ class Augmentation:
     fine: float = 0.0
     coarse: float = 0.0
     slant: float = 0.0
+    partial: float = 0.0
     patchwork: float = 0.0
     dim: float = 0.0
     noise: float = 0.0
@@ -136,6 +145,9 @@ class CropSampler:
         """One rainy crop and its ground truth, each (patch, patch, 3) uint8."""
         random = np.random.default_rng((self.seed, iteration, place))
         rainy, clean = self._rained_on(patch, random)
+        if random.random() < self.augmentation.partial:
+            seen = _before_dark(clean, random) if random.integers(2) else _soft_part(patch, random)
+            rainy = np.clip(np.rint(clean + seen * (rainy.astype(np.float32) - clean)), 0, WHITE).astype(np.uint8)
         if random.random() < self.augmentation.patchwork:
             part = _side_part(patch, random)
             other_rainy, other_clean = self._elsewhere(patch, random)
@@ -145,8 +157,8 @@ class CropSampler:
             light = random.uniform(*DIMMED) * tint / tint.max()
             rainy, clean = (np.rint(picture * light).astype(np.uint8) for picture in (rainy, clean))
         if random.random() < self.augmentation.noise:
-            noise = _noise(patch, random)
-            rainy, clean = (np.clip(np.rint(picture + noise), 0, WHITE).astype(np.uint8) for picture in (rainy, clean))
+            noise = np.rint(_noise(patch, random))  # before it is added: else the two may be rounded differently
+            rainy, clean = (np.clip(picture + noise, 0, WHITE).astype(np.uint8) for picture in (rainy, clean))
         return rainy, clean
 
     def _elsewhere(self, patch: int, random: np.random.Generator) -> tuple[Pixels, Pixels]:
@@ -260,6 +272,24 @@ def _noise(patch: int, random: np.random.Generator) -> NDArray[np.float32]:
         noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), random.uniform(*GRAIN)), np.float32)
     deviation = np.exp(random.uniform(*np.log(NOISE)))
     return noise * np.float32(deviation / noise.std())
+
+
+def _before_dark(clean: Pixels, random: np.random.Generator) -> NDArray[np.float32]:
+    """How much of its rain is seen before each pixel of a photo, (patch, patch, 1): most before what is darkest."""
+    grey = cv2.GaussianBlur(clean.mean(axis=2, dtype=np.float32), (0, 0), random.uniform(2, 12))
+    limit = np.quantile(grey, random.uniform(*SEEN))
+    soft = np.float32(random.uniform(*SOFT_GREY))
+    return np.asarray(1 / (1 + np.exp((grey - limit) / soft)), np.float32)[..., None]
+
+
+def _soft_part(patch: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """A side of the crop, any way around, where it rains, (patch, patch, 1), 1 where it does and 0 where not."""
+    angle = random.uniform(0, 2 * np.pi)
+    place = np.linspace(-0.5, 0.5, patch, dtype=np.float32)
+    along = np.cos(angle) * place[:, None] + np.sin(angle) * place
+    limit = np.quantile(along, random.uniform(*SEEN))
+    soft = np.float32(random.uniform(*SOFT_EDGE))
+    return np.asarray(1 / (1 + np.exp((along - limit) / soft)), np.float32)[..., None]
 
 
 def _side_part(patch: int, random: np.random.Generator) -> NDArray[np.bool_]:
