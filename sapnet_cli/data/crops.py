@@ -147,7 +147,7 @@ class CropSampler:
         rainy, clean = self._rained_on(patch, random)
         if random.random() < self.augmentation.partial:
             seen = _before_dark(clean, random) if random.integers(2) else _soft_part(patch, random)
-            rainy = np.clip(np.rint(clean + seen * (rainy.astype(np.float32) - clean)), 0, WHITE).astype(np.uint8)
+            rainy = np.rint(clean + seen * (rainy.astype(np.float32) - clean)).astype(np.uint8)
         if random.random() < self.augmentation.patchwork:
             part = _side_part(patch, random)
             other_rainy, other_clean = self._elsewhere(patch, random)
@@ -277,19 +277,20 @@ def _noise(patch: int, random: np.random.Generator) -> NDArray[np.float32]:
 def _before_dark(clean: Pixels, random: np.random.Generator) -> NDArray[np.float32]:
     """How much of its rain is seen before each pixel of a photo, (patch, patch, 1): most before what is darkest."""
     grey = cv2.GaussianBlur(clean.mean(axis=2, dtype=np.float32), (0, 0), random.uniform(2, 12))
-    limit = np.quantile(grey, random.uniform(*SEEN))
-    soft = np.float32(random.uniform(*SOFT_GREY))
-    return np.asarray(1 / (1 + np.exp((grey - limit) / soft)), np.float32)[..., None]
+    return _lowest(np.asarray(grey, np.float32), SOFT_GREY, random)
 
 
 def _soft_part(patch: int, random: np.random.Generator) -> NDArray[np.float32]:
     """A side of the crop, any way around, where it rains, (patch, patch, 1), 1 where it does and 0 where not."""
     angle = random.uniform(0, 2 * np.pi)
     place = np.linspace(-0.5, 0.5, patch, dtype=np.float32)
-    along = np.cos(angle) * place[:, None] + np.sin(angle) * place
-    limit = np.quantile(along, random.uniform(*SEEN))
-    soft = np.float32(random.uniform(*SOFT_EDGE))
-    return np.asarray(1 / (1 + np.exp((along - limit) / soft)), np.float32)[..., None]
+    return _lowest(np.cos(angle) * place[:, None] + np.sin(angle) * place, SOFT_EDGE, random)
+
+
+def _lowest(plane: NDArray[np.floating], soft: tuple[float, float], random: np.random.Generator) -> NDArray[np.float32]:
+    """Where a plane (patch, patch) is lowest, in a share `SEEN` of it, going over softly: (patch, patch, 1), 1 to 0."""
+    above = plane - np.quantile(plane, random.uniform(*SEEN))
+    return np.asarray(1 / (1 + np.exp(above / np.float32(random.uniform(*soft)))), np.float32)[..., None]
 
 
 def _side_part(patch: int, random: np.random.Generator) -> NDArray[np.bool_]:
