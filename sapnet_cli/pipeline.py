@@ -22,7 +22,7 @@ from sapnet_cli.files import exists, make_folder, read, size_in_bytes, write_ato
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
-from sapnet_cli.imaging.write import JPEG_QUALITY, encode, fits_jpeg
+from sapnet_cli.imaging.write import JPEG_QUALITY, check_size, encode, fits_jpeg
 
 Existing = Literal["overwrite", "skip", "error"]
 Status = Literal["done", "skipped", "failed"]
@@ -133,6 +133,10 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
                 return Record(job, "failed", error=f"{job.target} already exists; choose --existing overwrite or skip")
             make_folder(job.target)
         picture = decode(_read_bytes(job, options), options.max_megapixels)
+        image_format = _format_of(job, picture)
+        check_size(*picture.size, image_format)
+        if job.compare is not None:
+            check_size(2 * picture.size[0] + COMPARE_GAP, picture.size[1], image_format)
         if picture.frames > 1 and picture.format != "JPEG" and job.target == job.source:
             # beside a JPEG there are previews and gain maps, but elsewhere pages and films
             raise ImageError(f"holds {picture.frames} pictures, of which --in-place would keep one; give --output")
@@ -243,8 +247,7 @@ def _write(item: _Work | Record, options: FileOptions) -> Record:
         return item
     start = time.perf_counter()
     job, rainy, derained = item.job, item.rainy, item.derained or item.rainy
-    by_name = None if job.target is None else FORMAT_OF_SUFFIX.get(job.target.suffix.lower())
-    image_format = job.format or by_name or rainy.format
+    image_format = _format_of(job, rainy)
 
     def record(status: Status, error: str | None = None) -> Record:
         seconds = item.seconds + time.perf_counter() - start
@@ -264,6 +267,12 @@ def _write(item: _Work | Record, options: FileOptions) -> Record:
     except OSError as error:
         return record("failed", _describe(error, job))
     return record("done")
+
+
+def _format_of(job: Job, picture: Picture) -> str:
+    """What its output is written as: as was asked, by the target's name, or as the source is."""
+    by_name = None if job.target is None else FORMAT_OF_SUFFIX.get(job.target.suffix.lower())
+    return job.format or by_name or picture.format
 
 
 def _losses(picture: Picture, image_format: str) -> tuple[str, ...]:

@@ -18,6 +18,9 @@ from PIL import ExifTags, Image
 from rich.console import Console
 
 from sapnet_cli.cli.output import Output
+from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
+from sapnet_cli.imaging.read import decode
+from sapnet_cli.imaging.write import encode, writable_formats
 from sapnet_cli.model.checkpoint import save_checkpoint
 
 COMMAND = [sys.executable, "-m", "sapnet_cli"]
@@ -130,6 +133,20 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny: Path) -> None:
     assert "too long for JPEG; it was left out" in result.stderr
     with Image.open(tmp_path / "a.jpg") as written:
         assert not written.getexif()
+
+
+@pytest.mark.parametrize(("ending", "most"), [("jpg", 65_500), ("webp", 16_383), ("avif", 32_768)])
+def test_what_does_not_fit_is_said_before_it_is_computed(ending: str, most: int, tmp_path: Path, tiny: Path) -> None:
+    image_format = FORMAT_OF_SUFFIX[f".{ending}"]
+    if image_format not in writable_formats():
+        pytest.skip(f"this Pillow does not write {image_format}")
+    assert decode(encode(Picture(np.zeros((1, most, 3), np.uint8)), image_format)).size == (most, 1)
+    for name, width in (("over", most + 1), ("half", most // 2)):  # which do not fit, and not beside each other
+        Image.new("RGB", (width, 1)).save(tmp_path / f"{name}.png")
+        target = tmp_path / f"out.{ending}"
+        result = invoke("derain", tmp_path / f"{name}.png", "-o", target, "-w", tiny, "--compare", code=1)
+        assert f"which has room for {most} a side; write TIFF or PNG" in result.stderr
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
 
 
 def test_skip_goes_on_where_it_stopped(photos: Path, tmp_path: Path, tiny: Path) -> None:

@@ -31,6 +31,9 @@ FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in FORMATS.items() for suffi
 SIXTEEN_BIT_FORMATS = frozenset({"PNG", "TIFF"})
 ALPHA_FORMATS = frozenset({"PNG", "WEBP", "TIFF", "AVIF", "HEIF"})
 
+MOST_PIXELS_A_SIDE: Mapping[str, int] = {"JPEG": 65_500, "WEBP": 16_383, "AVIF": 32_768}
+"""What can be written and read again: larger AVIF is written, and then refused by readers. The others have room."""
+
 
 @dataclass(frozen=True)
 class Metadata:

@@ -14,7 +14,15 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from sapnet_cli.errors import ImageError
 from sapnet_cli.imaging.exif import EXIF_PREFIX
-from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMATS, SIXTEEN_BIT_FORMATS, Picture, Samples, luma
+from sapnet_cli.imaging.picture import (
+    ALPHA_FORMATS,
+    FORMATS,
+    MOST_PIXELS_A_SIDE,
+    SIXTEEN_BIT_FORMATS,
+    Picture,
+    Samples,
+    luma,
+)
 from sapnet_cli.imaging.read import register_heif
 
 log = logging.getLogger(__name__)
@@ -50,6 +58,7 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
     Raises:
         ImageError: this Pillow can't write the format, or the format can't hold the picture.
     """
+    check_size(*picture.size, image_format)
     if picture.rgb.dtype == np.uint16 and image_format not in SIXTEEN_BIT_FORMATS:
         picture = replace(picture, rgb=_to_8_bit(picture.rgb), alpha=_to_8_bit(picture.alpha))
     if picture.alpha is not None and image_format not in ALPHA_FORMATS:
@@ -65,6 +74,20 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
             raise ImageError(f"cannot be written as {image_format}: {error}") from error
     log.warning("the EXIF of a picture cannot be written as %s and is left out", image_format)
     return encode(replace(picture, metadata=replace(picture.metadata, exif=None)), image_format, quality)
+
+
+def check_size(width: int, height: int, image_format: str) -> None:
+    """Refuses what a format cannot hold; cheap, so that nobody computes for an hour to learn of it.
+
+    Raises:
+        ImageError: more pixels a side than `MOST_PIXELS_A_SIDE`.
+    """
+    most = MOST_PIXELS_A_SIDE.get(image_format)
+    if most is not None and max(width, height) > most:
+        raise ImageError(
+            f"{width}x{height} pixels do not fit into {image_format}, which has room for {most} a side; "
+            "write TIFF or PNG (--format)"
+        )
 
 
 def fits_jpeg(data: bytes | None) -> bool:
