@@ -20,7 +20,13 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import ImageError, SapnetError
 from sapnet_cli.files import exists, make_folder, read, size_in_bytes, write_atomically
 from sapnet_cli.imaging.jobs import Job
-from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, SIXTEEN_BIT_FORMATS, Picture
+from sapnet_cli.imaging.picture import (
+    ALPHA_FORMATS,
+    FORMAT_OF_SUFFIX,
+    IPTC_FORMATS,
+    SIXTEEN_BIT_FORMATS,
+    Picture,
+)
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
 from sapnet_cli.imaging.write import JPEG_QUALITY, check_size, encode, fits_jpeg
 
@@ -283,8 +289,11 @@ def _losses(picture: Picture, image_format: str) -> tuple[str, ...]:
         notes.append(f"{image_format} has no transparency; it was left out")
     if picture.rgb.dtype == np.uint16 and image_format not in SIXTEEN_BIT_FORMATS:
         notes.append(f"{image_format} has no 16 bits; 8 were kept")
+    if picture.metadata.iptc is not None and image_format not in IPTC_FORMATS:
+        notes.append(f"{image_format} has no IPTC; it was left out")
     if image_format == "JPEG":
-        for name, data in (("EXIF", picture.metadata.exif), ("XMP", picture.metadata.xmp)):
+        metadata = picture.metadata
+        for name, data in (("EXIF", metadata.exif), ("XMP", metadata.xmp), ("IPTC", metadata.iptc)):
             if data is not None and not fits_jpeg(data):
                 notes.append(f"its {name} of {len(data)} bytes is too long for JPEG; it was left out")
     return tuple(notes)

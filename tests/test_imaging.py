@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from sapnet_cli.errors import ImageError
 from sapnet_cli.files import write_atomically
-from sapnet_cli.imaging.exif import upright
+from sapnet_cli.imaging.exif import tiff_entry, upright
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture
 from sapnet_cli.imaging.read import decode
 from sapnet_cli.imaging.write import PNG_BAND, encode, writable_formats
@@ -113,7 +113,7 @@ def test_16_bits_stay(image_format: str, channels: int) -> None:
     grey = channels < 3
     if grey:
         samples = np.repeat(samples[..., :1], 3, axis=2)
-    metadata = Metadata(photo_exif().tobytes().removeprefix(b"Exif\0\0"), PROFILE, XMP, (240.0, 240.0))
+    metadata = Metadata(photo_exif().tobytes().removeprefix(b"Exif\0\0"), PROFILE, XMP, dpi=(240.0, 240.0))
     data = encode(Picture(samples, alpha, grey, image_format, metadata), image_format)
 
     picture = decode(data)
@@ -336,8 +336,50 @@ def test_what_replaces_a_file_reaches_the_disk_first(tmp_path: Path, monkeypatch
     assert sizes == [-1, 5, -1]
 
 
+def iptc_in_jpeg(iptc: bytes) -> bytes:
+    other, padding = b"8BIM\4\x0a\0\0\0\0\0\1\1\0", b"\0" * (len(iptc) % 2)
+    content = b"Photoshop 3.0\0" + other + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + padding
+    segment = b"\xff\xed" + struct.pack(">H", 2 + len(content)) + content
+    return save(Image.fromarray(random_pixels(8, 8)), "JPEG", extra=segment)
+
+
+def iptc_in_tiff(iptc: bytes, order: str = "<", kind: int = 7, tag: int = 33723) -> bytes:
+    """Declared to be bytes (7) or, as many programs do, numbers of four bytes (4)."""
+    place = 8 + 2 + 12 * 10 + 4  # behind the directory: the only pixel, and four bytes further the stream
+    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: place, 277: 1, 278: 1, 279: 1}
+    entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    entries.append(struct.pack(f"{order}HHII", tag, kind, len(iptc) // (4 if kind == 4 else 1), place + 4))
+    beginning = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    return beginning + b"".join(entries) + bytes(4) + bytes(4) + iptc
+
+
+@pytest.mark.parametrize("target", ["JPEG", "TIFF"])
+@pytest.mark.parametrize("source", ["JPEG", "TIFF", "TIFF, big end first", "TIFF of numbers"])
+@pytest.mark.parametrize("iptc", [b"\x1c\2\x78\0\7rain on", b"\x1c\2\x50\0\3me!"])
+def test_captions_of_the_press_stay(source: str, target: str, iptc: bytes) -> None:
+    if source == "JPEG":
+        data = iptc_in_jpeg(iptc)
+    elif source == "TIFF of numbers":
+        iptc += b"\0" * (-len(iptc) % 4)
+        data = iptc_in_tiff(iptc, kind=4)
+    else:
+        data = iptc_in_tiff(iptc, ">" if "big" in source else "<")
+    picture = decode(data)
+    assert picture.metadata.iptc == iptc
+    assert decode(encode(picture, target)).metadata.iptc == iptc
+
+
+@pytest.mark.parametrize(
+    "tiff", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"II+\0" + bytes(40)]
+)
+def test_no_entry_in_a_damaged_structure(tiff: bytes) -> None:
+    assert tiff_entry(tiff, 33723) is None
+
+
 def test_metadata_too_long_for_jpeg_do_not_cost_the_picture() -> None:
-    metadata = Metadata(exif=photo_exif().tobytes()[6:] + b"\0" * 70_000, xmp=b"x" * 70_000, icc_profile=PROFILE)
+    metadata = Metadata(
+        exif=photo_exif().tobytes()[6:] + b"\0" * 70_000, xmp=b"x" * 70_000, iptc=b"y" * 70_000, icc_profile=PROFILE
+    )
     image = Image.open(io.BytesIO(encode(Picture(random_pixels(8, 8), metadata=metadata), "JPEG")))
     assert image.info["icc_profile"] == PROFILE
     assert "exif" not in image.info

@@ -1,4 +1,4 @@
-"""Edits of raw EXIF: everything that is not touched stays as it is, byte for byte, maker notes included."""
+"""Edits of raw metadata: everything that is not touched stays as it is, byte for byte, maker notes included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import struct
 
 EXIF_PREFIX = b"Exif\0\0"
 ORIENTATION_TAG = 0x0112
-SHORT_TYPE = 3
+SHORT_TYPE, LONG_TYPE = 3, 4
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+"""By the beginning of a TIFF structure."""
 
 
 def upright(exif: bytes) -> tuple[int, bytes | None]:
@@ -19,7 +21,7 @@ def upright(exif: bytes) -> tuple[int, bytes | None]:
     Returns:
         The orientation, 1 to 8 (1 where none or a senseless one is set), and the new EXIF, or None if it is damaged.
     """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    order = BYTE_ORDERS.get(exif[:4])
     if order is None:
         return 1, None
     data, orientation = bytearray(exif), 1
@@ -36,6 +38,33 @@ def upright(exif: bytes) -> tuple[int, bytes | None]:
     except struct.error:
         return orientation if 1 <= orientation <= 8 else 1, None
     return orientation if 1 <= orientation <= 8 else 1, bytes(data)
+
+
+def tiff_entry(tiff: bytes, tag: int) -> bytes | None:
+    """What a TIFF structure's first directory holds under a tag of bytes or of numbers of four, as it is stored.
+
+    Args:
+        tiff: the structure; only its beginning is looked at where it is a whole file.
+        tag: which entry.
+
+    Returns:
+        The bytes, or None if there is no such entry or it is damaged.
+    """
+    order = BYTE_ORDERS.get(tiff[:4])
+    if order is None:
+        return None
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+            found, kind, values = struct.unpack_from(f"{order}HHI", tiff, entry)
+            if found == tag:
+                length = values * (4 if kind == LONG_TYPE else 1)
+                (start,) = struct.unpack_from(f"{order}I", tiff, entry + 8) if length > 4 else (entry + 8,)
+                return tiff[start : start + length] or None
+    except struct.error:
+        pass
+    return None
 
 
 def upright_xmp(xmp: bytes) -> bytes:

@@ -29,6 +29,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
 SIXTEEN_BIT_FORMATS = frozenset({"PNG", "TIFF"})
+IPTC_FORMATS = frozenset({"JPEG", "TIFF"})
 ALPHA_FORMATS = frozenset({"PNG", "WEBP", "TIFF", "AVIF", "HEIF"})
 
 MOST_PIXELS_A_SIDE: Mapping[str, int] = {"JPEG": 65_500, "WEBP": 16_383, "AVIF": 32_768}
@@ -43,6 +44,7 @@ class Metadata:
         exif: EXIF as a TIFF structure without the `Exif` prefix, orientation already set to upright.
         icc_profile: ICC colour profile of the pixels.
         xmp: XMP packet.
+        iptc: captions, names and rights as the press keeps them, an IIM stream.
         dpi: horizontal and vertical resolution in pixels an inch.
         compression: Pillow's name of a TIFF file's compression.
     """
@@ -50,6 +52,7 @@ class Metadata:
     exif: bytes | None = None
     icc_profile: bytes | None = None
     xmp: bytes | None = None
+    iptc: bytes | None = None
     dpi: tuple[float, float] | None = None
     compression: str | None = None
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from sapnet_cli.errors import ImageError
-from sapnet_cli.imaging.exif import EXIF_PREFIX, upright, upright_xmp
+from sapnet_cli.imaging.exif import EXIF_PREFIX, tiff_entry, upright, upright_xmp
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture, Samples
 
 MAX_MEGAPIXELS = 256
@@ -44,6 +45,9 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypqt", "a video is not read; save its frames as pictures first"),
 )
 """Where in a file which bytes say that it is what people try, but sapnet does not read, and what to do."""
+
+IPTC_RESOURCE, IPTC_TIFF_TAG = 0x0404, 33723
+"""Where Photoshop's resources, and where a TIFF file, hold an IIM stream."""
 
 TIFF_SUBFILE_TYPE = 254
 REDUCED_RESOLUTION = 1
@@ -99,7 +103,7 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
     image_format = "JPEG" if image.format == "MPO" else cast(str, image.format)
     depths = _bits_per_sample(image)
     image.load()  # finds truncation, which OpenCV would pass over
-    orientation, metadata = _metadata(image, image_format)
+    orientation, metadata = _metadata(image, image_format, data)
 
     alpha: Samples | None = None
     if max(depths) == 16 and image.mode in ("RGB", "RGBA"):  # Pillow gives 8 of the 16 bits
@@ -130,7 +134,7 @@ def _samples(image: Image.Image, mode: str) -> Samples:
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def _metadata(image: Image.Image, image_format: str) -> tuple[int, Metadata]:
+def _metadata(image: Image.Image, image_format: str, data: bytes) -> tuple[int, Metadata]:
     """The orientation that has still to be applied, and the metadata as they are after that."""
     info = image.info
     exif: bytes | None = info.get("exif")
@@ -156,9 +160,22 @@ def _metadata(image: Image.Image, image_format: str) -> tuple[int, Metadata]:
         exif or None,
         info.get("icc_profile") or None,
         xmp or None,
+        _iptc(image, data),
         dpi,
         compression if isinstance(compression, str) else None,
     )
+
+
+def _iptc(image: Image.Image, data: bytes) -> bytes | None:
+    """The IIM stream of a JPEG or TIFF file, where it stands alone or among Photoshop's resources."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.info.get("photoshop", {}).get(IPTC_RESOURCE) or None
+    if alone := tiff_entry(data, IPTC_TIFF_TAG):
+        return alone
+    try:
+        return image.get_photoshop_blocks().get(IPTC_RESOURCE, {}).get("data") or None
+    except Exception:  # damaged resources must not cost the picture
+        return None
 
 
 def _tiff_exif(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
@@ -221,7 +238,7 @@ def _cmyk_to_rgb(image: Image.Image, metadata: Metadata) -> tuple[Image.Image, M
         except (ImageCms.PyCMSError, OSError):
             converted = None
     converted = converted or image.convert("RGB")
-    return converted, Metadata(metadata.exif, srgb.tobytes(), metadata.xmp, metadata.dpi, metadata.compression)
+    return converted, replace(metadata, icc_profile=srgb.tobytes())
 
 
 def _turn(pixels: Samples, orientation: int) -> Samples:
