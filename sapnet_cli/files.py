@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from sapnet_cli.errors import UsageError
 
@@ -96,6 +96,17 @@ def read(path: Path) -> bytes:
     """
     with _os_errors(path):
         return path.read_bytes()
+
+
+def standard_stream(stream: TextIO | None) -> BinaryIO:
+    """The bytes of standard input or output.
+
+    Raises:
+        OSError: it was closed (`<&-`, `>&-`), as it may be under a daemon.
+    """
+    if stream is None:
+        raise OSError("standard input or output is closed")
+    return stream.buffer
 
 
 def size_in_bytes(path: Path) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from sapnet_cli.cores import usable_cores
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import ImageError, SapnetError
-from sapnet_cli.files import exists, make_folder, read, size_in_bytes, write_atomically
+from sapnet_cli.files import exists, make_folder, read, size_in_bytes, standard_stream, write_atomically
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import (
     ALPHA_FORMATS,
@@ -156,7 +156,7 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
 def _read_bytes(job: Job, options: FileOptions) -> bytes:
     """What a job's file holds, unless it is larger than any picture could be, such as a film given by name."""
     if job.source is None:
-        return sys.stdin.buffer.read()
+        return standard_stream(sys.stdin).read()
     size = size_in_bytes(job.source)
     if size > options.max_megapixels * 1e6 * MAX_BYTES_PER_PIXEL + MAX_BYTES_BESIDE:
         raise ImageError(
@@ -262,8 +262,9 @@ def _write(item: _Work | Record, options: FileOptions) -> Record:
     try:
         data = encode(derained, image_format, options.quality)
         if job.target is None:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            stream = standard_stream(sys.stdout)
+            stream.write(data)
+            stream.flush()
             return record("done")
         if job.compare is not None:
             write_atomically(job.compare, encode(_side_by_side(rainy, derained), image_format, options.quality))

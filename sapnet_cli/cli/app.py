@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -45,4 +47,16 @@ def _options(
 def main() -> None:
     """Runs the command line."""
     share_cores()
-    app(prog_name="sapnet")
+    try:
+        app(prog_name="sapnet")
+    finally:
+        _let_go_of_standard_output()
+
+
+def _let_go_of_standard_output() -> None:
+    """What a full disk did not take was said; Python would try again at the end, and complain of it."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,6 +17,7 @@ import typer
 from sapnet_cli.cli.output import EXIT_FAILED, Output, exit_codes
 from sapnet_cli.engine.tiles import OVERLAP
 from sapnet_cli.errors import SapnetError, UsageError
+from sapnet_cli.files import standard_stream
 from sapnet_cli.hub import DEFAULT_WEIGHTS
 from sapnet_cli.imaging.shard import read_shard
 
@@ -335,9 +336,9 @@ def _read_list(name: str | None) -> list[str]:
     if name is None:
         return []
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        data = standard_stream(sys.stdin).read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise UsageError(f"{name}: cannot read this list: {error.strerror}") from error
+        raise UsageError(f"{name}: cannot read this list: {error.strerror or error}") from error
     separator = "\0" if data.endswith(b"\0") else "\n"
     # names on a disk may be in any encoding, and are taken as Python gives them
     paths = data.decode("utf-8-sig", errors="surrogateescape").split(separator)

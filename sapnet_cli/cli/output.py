@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
+from sapnet_cli.files import standard_stream
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,8 +118,14 @@ class Output:
     def json(self, record: Mapping[str, Any]) -> None:
         """One line of JSON on standard output, if the user asked for it."""
         if self.json_lines:
-            sys.stdout.write(json.dumps(record) + "\n")
-            sys.stdout.flush()
+            try:
+                stream = standard_stream(sys.stdout)
+                stream.write(json.dumps(record).encode() + b"\n")
+                stream.flush()
+            except BrokenPipeError:
+                raise  # whoever read has enough, and the command ends quietly
+            except OSError as error:
+                raise SapnetError(f"--json: {error.strerror or error}") from error
 
 
 def print_error(line: str, console: Console | None = None) -> None:
@@ -128,7 +135,12 @@ def print_error(line: str, console: Console | None = None) -> None:
 
 def _print(line: str, console: Console, style: str | None = None) -> None:
     """With control characters, which may be in names of files, as Python would write them: a terminal obeys them."""
-    console.print(CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], line), style=style)
+    try:
+        console.print(CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], line), style=style)
+    except BrokenPipeError:
+        raise  # whoever read has enough
+    except OSError:
+        pass  # a log on a full disk must not stop the work
 
 
 def _standard_error() -> Console:
@@ -167,6 +179,10 @@ class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes(...):
         if isinstance(error, SapnetError):
             print_error(str(error))
             raise typer.Exit(EXIT_USAGE if isinstance(error, (UsageError, CheckpointError)) else EXIT_FAILED) from error
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            logging.getLogger("sapnet_cli").debug("failed", exc_info=error)
+            print_error(": ".join(filter(None, (error.filename, error.strerror or str(error)))))
+            raise typer.Exit(EXIT_FAILED) from error
         if isinstance(error, KeyboardInterrupt):
             print_error(f"interrupted; {self._advice}")
             raise typer.Exit(EXIT_INTERRUPTED) from error
