@@ -344,6 +344,27 @@ def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:
     assert "2 pictures" in result.stdout
 
 
+@pytest.mark.parametrize("option", ["--json", "--csv", "--markdown", "--report"])
+def test_where_nothing_can_be_written_is_said_before_scoring(option: str, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 1)
+    (tmp_path / "file").write_text("no folder")
+    result = benchmark("--dataset", pairs, "--stages", 1, option, tmp_path / "file" / "here", code=2)
+    assert "cannot write there" in result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_table_that_nobody_takes_costs_no_file(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 1)
+    options = ("--dataset", str(pairs), "--stages", "1", "--json", str(tmp_path / "made" / "r.json"))
+    command = [sys.executable, "-m", "sapnet_cli", "benchmark", *options]
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=300, check=False)
+    assert result.returncode == 1
+    assert b"error: No space left on device" in result.stderr
+    assert json.loads((tmp_path / "made" / "r.json").read_text())["count"] == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_names_that_are_no_text_are_written_with_backslashes(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / os.fsdecode(b"pairs\xe9"), 2)

@@ -46,6 +46,8 @@ class Downstream(str, Enum):
 RAINY_TOLERANCE = 0.02
 """Difference in dB of the rainy pictures' mean PSNR above which a set is not the published one."""
 
+REPORT_PAGE = "index.html"
+
 PIPE_WIDTH = 140
 """Columns of the table where it does not go to a terminal."""
 
@@ -154,6 +156,7 @@ def benchmark(
         fetch = (lambda title: _download(title, repo, revision)) if download else None
         known, pairs, paired = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)
         _refuse_inputs(files, pairs)
+        _make_folders((*files, None if report is None else report / REPORT_PAGE))
         chosen = [pair for pair in pairs.pairs if images is None or fnmatch.fnmatch(pair.rainy.name, images)][:limit]
         if not chosen:
             raise UsageError(f"{pairs.source}: no rainy picture is named {images}")
@@ -250,6 +253,18 @@ def _refuse_inputs(files: Iterable[Path | None], pairs: PairListing) -> None:
     for file in named:
         if file.resolve() in inputs:
             raise UsageError(f"{file} is an input and would be overwritten; name another file for the scores")
+
+
+def _make_folders(files: Iterable[Path | None]) -> None:
+    """Of all that will be written, before an hour goes into it."""
+    from sapnet_cli.files import make_folder
+
+    for file in files:
+        if file is not None:
+            try:
+                make_folder(file)
+            except OSError as error:
+                raise UsageError(f"{file}: cannot write there: {error.strerror or error}") from error
 
 
 def _engines(
@@ -372,22 +387,25 @@ def _write(
         table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    typer.echo(f"{dataset}: {len({score.name for score in scores})} pictures, {what}")
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(width=width, markup=False, emoji=False).print(table)  # names of files are no markup
     memory = peak_memory(engines[0][1].device)
-    out.info(f"peak memory {memory / 1e9:.2f} GB, all weights of this run together")
     contents = (
         to_json(dataset, protocol, results, scores, rgb=rgb, peak_memory_bytes=memory),
         to_csv(scores),
         to_markdown(names, rows),
     )
-    for path, content in zip(files, contents):
+    unwritten: list[str] = []
+    for path, content in zip(files, contents):  # first, as whoever reads the table may have enough of it
         if path is not None:
             try:
                 write_atomically(path, content)
             except OSError as error:
-                raise SapnetError(f"{path}: cannot write: {error.strerror or error}") from error
+                unwritten.append(f"{path}: cannot write: {error.strerror or error}")
+    typer.echo(f"{dataset}: {len({score.name for score in scores})} pictures, {what}")
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, markup=False, emoji=False).print(table)  # names of files are no markup
+    out.info(f"peak memory {memory / 1e9:.2f} GB, all weights of this run together")
+    if unwritten:
+        raise SapnetError("; ".join(unwritten))
 
 
 def _report(
@@ -417,8 +435,7 @@ def _report(
     note = f"{len({score.name for score in scores})} pictures, {what}, {runner.device.type}. Pictures: {name}."
     page = to_html(f"{dataset}: sapnet benchmark", note, header(results), rows, scores, examples)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "index.html", page)
+        write_atomically(folder / REPORT_PAGE, page)
     except OSError as error:
         raise SapnetError(f"{folder}: cannot write there: {error.strerror or error}") from error
-    out.info(f"report: {folder / 'index.html'}")
+    out.info(f"report: {folder / REPORT_PAGE}")
