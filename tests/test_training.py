@@ -25,6 +25,7 @@ from sapnet_cli.losses.joint import JointLoss, LossWeights
 from sapnet_cli.model.checkpoint import load_checkpoint, save_checkpoint
 from sapnet_cli.model.sapnet import SAPNet, SAPNetConfig, global_average_pool
 from sapnet_cli.training.config import RECIPES, Budget, Phase, TrainingConfig, from_json
+from sapnet_cli.training.learner import Learner
 from sapnet_cli.training.optimizers import Muon, build_optimizers, orthogonalise
 from sapnet_cli.training.plan import Changes, plan_run
 from sapnet_cli.training.processes import Processes
@@ -359,6 +360,33 @@ def test_an_interrupt_saves_and_says_so(number: int, code: int, pairs: Path, tmp
     assert "go on with --resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize(
+    ("done", "says"), [(0, "no step was done yet"), (2, "holds the last checkpoint, go on with --resume")]
+)
+def test_an_interrupt_that_ends_the_compiler_is_no_failure(
+    done: int, says: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, steps = Learner.learn, iter(range(done))
+
+    def learn_until_interrupted(*arguments: Any) -> Any:
+        if next(steps, None) is None:
+            os.kill(os.getpid(), signal.SIGINT)  # which the terminal sends to the compiler as well
+            raise RuntimeError("C++ compile error")
+        return learn(*arguments)
+
+    monkeypatch.setattr(Learner, "learn", learn_until_interrupted)
+    options = small_run(pairs, tmp_path / "run", tmp_path / "start.safetensors", 4)  # with a checkpoint after two
+    assert says in invoke("train", *options, code=130).stderr.splitlines()[-1]
+
+
+def test_what_is_no_budget_and_no_run(pairs: Path, tmp_path: Path) -> None:
+    nothing = invoke("train", "--data", pairs, "-o", tmp_path / "run", "--iterations", 0, code=2)
+    assert "a budget of 0 iterations leaves nothing to train" in nothing.stderr
+    nowhere = invoke("train", "-o", tmp_path / "run", "--resume", code=2)
+    assert "holds no run to go on with" in nowhere.stderr
 
 
 def test_two_processes_learn_what_one_does_with_twice_the_batch(pairs: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import typer
 from sapnet_cli.cli.derain import Precision
 from sapnet_cli.cli.output import EXIT_INTERRUPTED, Output, exit_codes
 from sapnet_cli.cores import usable_cores
-from sapnet_cli.errors import UsageError
+from sapnet_cli.errors import SapnetError, UsageError
 
 if TYPE_CHECKING:
     from sapnet_cli.data.sets import TrainingData
@@ -311,7 +311,7 @@ def train(
         budgets = [
             (each, unit)
             for each, unit in ((epochs, "epochs"), (iterations, "iterations"), (minutes, "minutes"))
-            if each
+            if each is not None
         ]
         if len(budgets) > 1:
             raise UsageError("--epochs, --iterations and --minutes are three ways to say one thing; give one of them")
@@ -430,6 +430,8 @@ def _train(
     def start() -> tuple[Plan, dict[str, Any] | None]:
         if resume and folder.was_begun:
             return plan_resumed(folder, changes), folder.load() if folder.holds_run else None
+        if resume and not (changes.data.get("data") or changes.data.get("clean")):
+            raise UsageError(f"{output} holds no run to go on with; name its folder with --output")
         if folder.holds_run and not dry_run:
             raise UsageError(f"{output} holds a run already; add --resume to go on with it, or name another --output")
         return plan_run(changes), None
@@ -456,12 +458,22 @@ def _train(
                 reporter.moved(progress)
                 return not signals.number
 
-            finished = trainer.run(reporter, goes_on)
+            try:
+                finished = trainer.run(reporter, goes_on)
+                where = f"step {trainer.iteration} is saved in {output}, go on with --resume"
+            except SapnetError:
+                raise
+            except Exception:  # Ctrl-C ends the compiler of a step, too, which fails before that is done
+                if not signals.number:
+                    raise
+                finished = False
+                where = f"{output} holds the last checkpoint, go on with --resume"
+                if not folder.holds_run:
+                    where = "no step was done yet, begin again with --resume"
         if finished:
             best = f", best at validation: {trainer.best:.2f} dB in best.safetensors" if trainer.scores else ""
             out.info(f"done: {output}/final.safetensors{best}")
         else:
-            where = f"step {trainer.iteration} is saved in {output}, go on with --resume"
             out.error(f"{'terminated' if signals.number == signal.SIGTERM else 'interrupted'}; {where}")
             raise typer.Exit(128 + signal.SIGTERM if signals.number == signal.SIGTERM else EXIT_INTERRUPTED)
     finally:
