@@ -46,7 +46,8 @@ class Metadata:
         xmp: XMP packet.
         iptc: captions, names and rights as the press keeps them, an IIM stream.
         dpi: horizontal and vertical resolution in pixels an inch.
-        compression: Pillow's name of a TIFF file's compression.
+        compression: Pillow's name of a TIFF file's compression, or `lossless` of such a WebP.
+        png_colour: the chunks of a PNG that say what its colours are, beside a profile.
     """
 
     exif: bytes | None = None
@@ -55,6 +56,7 @@ class Metadata:
     iptc: bytes | None = None
     dpi: tuple[float, float] | None = None
     compression: str | None = None
+    png_colour: bytes | None = None
 
 
 @dataclass(frozen=True)

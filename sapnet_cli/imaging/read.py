@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -12,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from sapnet_cli.errors import ImageError
-from sapnet_cli.imaging.exif import EXIF_PREFIX, tiff_entry, upright, upright_xmp
+from sapnet_cli.imaging.exif import BIG_TIFF, BYTE_ORDERS, EXIF_PREFIX, tiff_entry, upright, upright_xmp
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture, Samples
 
 MAX_MEGAPIXELS = 256
@@ -49,6 +51,13 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
 IPTC_RESOURCE, IPTC_TIFF_TAG = 0x0404, 33723
 """Where Photoshop's resources, and where a TIFF file, hold an IIM stream."""
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_COLOUR = frozenset({b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI"})
+
+MIN_IS_WHITE, APART, PREMULTIPLIED = 0, 2, 1
+"""Of TIFF's PhotometricInterpretation, PlanarConfiguration and ExtraSamples."""
+
+TIFF_PHOTOMETRIC, TIFF_PLANAR, TIFF_EXTRA_SAMPLES = 262, 284, 338
 TIFF_SUBFILE_TYPE = 254
 REDUCED_RESOLUTION = 1
 DNG_VERSION = 50706
@@ -88,6 +97,8 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
     except UnidentifiedImageError as error:
         if data[4:8] == b"ftyp" and "HEIF" not in Image.OPEN:
             raise ImageError("HEIC needs a package that is not here: pip install 'sapnet-cli[heic]'") from error
+        if data[:4] in BYTE_ORDERS or data[:4] in BIG_TIFF:
+            raise ImageError("damaged, or of a kind of TIFF that is not read; save it with 8 or 16 bits") from error
         raise ImageError("not a picture that can be read, or its beginning is damaged") from error
     except Image.DecompressionBombError as error:
         raise ImageError("announces more pixels than is believable (a decompression bomb?)") from error
@@ -107,11 +118,13 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
 
     alpha: Samples | None = None
     if max(depths) == 16 and image.mode in ("RGB", "RGBA"):  # Pillow gives 8 of the 16 bits
-        pixels = _decode_16_bit(data)
+        pixels = _decode_16_bit(image, data)
         rgb, alpha = pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 and image.mode == "RGBA" else None
         grey = _is_grey_png(data)
     elif image.mode.startswith("I;16"):
         samples = np.asarray(image).astype(np.uint16)
+        if _tiff_number(image, TIFF_PHOTOMETRIC) == MIN_IS_WHITE:  # which Pillow minds only for fewer bits
+            samples = ~samples
         rgb, grey = np.repeat(samples[..., None], 3, axis=2), True
     elif max(depths) > 16 or image.mode in ("I", "F"):
         raise ImageError(f"{max(depths)} bits a sample are not supported; save it with 8 or 16")
@@ -156,6 +169,8 @@ def _metadata(image: Image.Image, image_format: str, data: bytes) -> tuple[int, 
         if not all(1 < value < 1e6 for value in dpi):  # Pillow says 1 where a TIFF file says nothing
             dpi = None
     compression = info.get("compression") if image_format == "TIFF" else None
+    if image_format == "WEBP" and _is_lossless_webp(data):
+        compression = "lossless"
     return orientation, Metadata(
         exif or None,
         info.get("icc_profile") or None,
@@ -163,7 +178,26 @@ def _metadata(image: Image.Image, image_format: str, data: bytes) -> tuple[int, 
         _iptc(image, data),
         dpi,
         compression if isinstance(compression, str) else None,
+        b"".join(chunk for kind, chunk in png_chunks(data) if kind in PNG_COLOUR) or None,
     )
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """By the kind of the first chunk that holds pixels, alone or behind those of an extended file."""
+    position, kind = 12, b""
+    while position + 8 <= len(data) and kind not in (b"VP8 ", b"VP8L"):
+        kind, length = struct.unpack_from("<4sI", data, position)
+        position += 8 + (16 if kind == b"ANMF" else length + length % 2)  # frames of a film hold chunks of their own
+    return kind == b"VP8L"
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kinds and whole chunks of a PNG before its pixels; none of what is no PNG."""
+    position, kind = len(PNG_SIGNATURE), b""
+    while data.startswith(PNG_SIGNATURE) and position + 8 <= len(data) and kind != b"IDAT":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        yield kind, data[position : position + 12 + length]
+        position += 12 + length
 
 
 def _iptc(image: Image.Image, data: bytes) -> bytes | None:
@@ -205,18 +239,26 @@ def _bits_per_sample(image: Image.Image) -> tuple[int, ...]:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = image.tag_v2.get(258, (1,))
         return tuple(bits) if isinstance(bits, tuple) else (bits,)
-    sixteen = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    sixteen = image.format == "PNG" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     return (16,) if sixteen or image.mode.startswith("I") else (8,)
 
 
 def _is_grey_png(data: bytes) -> bool:
-    return data[:4] == b"\x89PNG" and data[25] in (0, 4)  # colour type of IHDR: grey, grey with alpha
+    return data.startswith(PNG_SIGNATURE) and data[25] in (0, 4)  # colour type of IHDR: grey, grey with alpha
 
 
-def _decode_16_bit(data: bytes) -> Samples:
+def _tiff_number(image: Image.Image, tag: int) -> int | None:
+    """The first number under a tag of a TIFF file."""
+    value = image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _decode_16_bit(image: Image.Image, data: bytes) -> Samples:
     """Colour and alpha in 16 bits, (H, W, 3 or 4), which Pillow does not give; not turned by the orientation."""
     import cv2
 
+    if _tiff_number(image, TIFF_PLANAR) == APART:  # of which OpenCV makes noise
+        raise ImageError("its colours are stored apart; save it with 16 bits interleaved (RGBRGB), or with 8")
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None or pixels.dtype != np.uint16:
@@ -224,7 +266,11 @@ def _decode_16_bit(data: bytes) -> Samples:
     if pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=2)
     order = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return cast(Samples, cv2.cvtColor(pixels, order))
+    pixels = cv2.cvtColor(pixels, order)
+    if _tiff_number(image, TIFF_EXTRA_SAMPLES) == PREMULTIPLIED and pixels.shape[2] == 4:
+        alpha = np.maximum(pixels[..., 3:], 1).astype(np.float32)
+        pixels[..., :3] = np.rint(np.minimum(pixels[..., :3] / alpha, 1) * np.iinfo(np.uint16).max)
+    return cast(Samples, pixels)
 
 
 def _cmyk_to_rgb(image: Image.Image, metadata: Metadata) -> tuple[Image.Image, Metadata]:

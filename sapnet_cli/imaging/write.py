@@ -23,7 +23,7 @@ from sapnet_cli.imaging.picture import (
     Samples,
     luma,
 )
-from sapnet_cli.imaging.read import IPTC_RESOURCE, register_heif
+from sapnet_cli.imaging.read import IPTC_RESOURCE, PNG_SIGNATURE, png_chunks, register_heif
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ PNG_BAND = 2**22
 """Bytes that are filtered and packed at a time: a large picture needs no second copy."""
 
 PNG_FILTER_UP = 2
+
+LOSSLESS_EFFORT = 50
+"""Of WebP, which calls it quality."""
 
 OPTIMIZED_PIXELS = 2**24
 """Up to so many, JPEGs get the best code for them: up to a tenth smaller, for six bytes of memory a pixel."""
@@ -136,6 +139,8 @@ def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> byte
         options["exif"] = metadata.exif or b""
     elif image_format == "WEBP":
         options |= {"quality": quality, "exact": True}  # colours under full transparency are the user's too
+        if metadata.compression == "lossless":
+            options |= {"lossless": True, "quality": LOSSLESS_EFFORT}
     elif image_format == "AVIF":
         options |= {"quality": quality, "subsampling": "4:4:4"}
     elif image_format == "HEIF":
@@ -181,8 +186,8 @@ def _encode_png(picture: Picture) -> bytes:
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 8 * samples.itemsize, colour_type, 0, 0, 0)
     pixel = replace(picture, rgb=np.zeros((1, 1, 3), np.uint8), alpha=None)
-    chunks = [b"\x89PNG\r\n\x1a\n", _png_chunk(b"IHDR", header)]
-    chunks += [chunk for kind, chunk in _png_chunks(_encode_by_pillow(pixel, "PNG", 0)) if kind in METADATA_CHUNKS]
+    chunks = [PNG_SIGNATURE, _png_chunk(b"IHDR", header), picture.metadata.png_colour or b""]
+    chunks += [chunk for kind, chunk in png_chunks(_encode_by_pillow(pixel, "PNG", 0)) if kind in METADATA_CHUNKS]
     deflate, packed = isal_zlib.compressobj(DEFLATE_LEVEL), []
     above = np.zeros((1, samples[0].nbytes), np.uint8)
     band = max(1, PNG_BAND // samples[0].nbytes)
@@ -201,16 +206,6 @@ def _encode_png(picture: Picture) -> bytes:
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", isal_zlib.crc32(kind + content))
-
-
-def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    chunks, position = [], 8
-    while position < len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 12 + length
-        chunks.append((data[position + 4 : position + 8], data[position:end]))
-        position = end
-    return chunks
 
 
 def _encode_tiff(picture: Picture) -> bytes:
