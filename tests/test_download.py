@@ -115,6 +115,11 @@ def test_tampered_weights_are_not_kept_and_the_rest_goes_on(tmp_path: Path) -> N
     assert (tmp_path / "here" / "sapnet-general.safetensors").read_bytes() == base
 
 
+def test_ours_are_copied_without_a_network(tmp_path: Path) -> None:
+    sapnet("download-weights", "sapnet-light", "--dest", tmp_path / "here", home=tmp_path)
+    assert (tmp_path / "here" / "sapnet-light.safetensors").read_bytes() == entry("sapnet-light").path.read_bytes()
+
+
 def test_other_weights_under_our_name_are_refused(tmp_path: Path) -> None:
     with serve({"me/mine/sapnet-general.safetensors": b"something else"}) as (address, _):
         environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "SAPNET_HUB_REPO": "me/mine"}

@@ -7,6 +7,7 @@ import re
 import tempfile
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from sapnet_cli.errors import CheckpointError
@@ -98,7 +99,8 @@ def fetch_weights(
     Args:
         weights: which.
         folder: where to; made if it is not there.
-        repository: of our own weights on the Hub; SAPNET_HUB_REPO names it otherwise.
+        repository: of our own weights on the Hub; SAPNET_HUB_REPO names it otherwise. If nobody does, those that come
+            with sapnet are taken, where they are whole.
         revision: of that repository.
 
     Raises:
@@ -107,14 +109,22 @@ def fetch_weights(
     """
     file = weights.path.name
     if weights.source is None:
-        repository = repository or os.environ.get(REPOSITORY_VARIABLE) or REPOSITORY
-        content = download_from_hub(repository, file, revision).read_bytes()
+        content = _read_ours(weights, repository or os.environ.get(REPOSITORY_VARIABLE), revision)
     else:
         content = _convert(_download_released(weights.source), weights.name)
     check_digest(content, weights.sha256, f"{weights.name} as it came", NOTHING_KEPT)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / file, content)
     return folder / file
+
+
+def _read_ours(weights: RegisteredWeights, repository: str | None, revision: str | None) -> bytes:
+    """Our own weights, from the Hub where that is named or what came with sapnet is damaged."""
+    if repository is None and revision is None:
+        with suppress(CheckpointError):
+            if path := verify_weights(weights):
+                return path.read_bytes()
+    return download_from_hub(repository or REPOSITORY, weights.path.name, revision).read_bytes()
 
 
 def fetch_backbone(backbone: Backbone, folder: Path | None, revision: str | None = None, force: bool = False) -> Path:
