@@ -143,6 +143,9 @@ class TestPlan:
         for name in ("1.NEF", "sub/2.nef", ".3.nef", "README"):
             Path("photos", name).touch()
         assert left_alone("photos") == "2 .nef, 1 without an ending, 1 .txt"
+        Path("photos/elsewhere").symlink_to(Path("other").resolve(), target_is_directory=True)
+        assert left_alone("photos") == "2 .nef, 1 linked folders, 1 without an ending, 1 .txt"
+        Path("photos/elsewhere").unlink()
         assert left_alone("photos/*") == "1 .nef, 1 without an ending, 1 .txt"
         for ending in "abc":
             Path(f"photos/x.{ending}").touch()

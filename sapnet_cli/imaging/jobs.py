@@ -80,7 +80,7 @@ class Plan:
     Attributes:
         jobs: in the order of the inputs.
         left_alone: such as `12 .nef, 2 .xmp`: the files in folders and patterns whose endings are none that `FORMATS`
-            has; empty if there are none.
+            has, and the linked folders in folders; empty if there are none.
     """
 
     jobs: list[Job]
@@ -176,7 +176,7 @@ def _find(
 
 
 def _walk(folder: Path, output: Path | None, others: Counter[str]) -> Iterator[Path]:
-    """The pictures of a folder and its subfolders, without hidden ones and without the output folder's own.
+    """The pictures of a folder and its subfolders, without hidden or linked ones and the output folder's own.
 
     A folder that cannot be listed is given as if it were a picture, so that it fails by name and the rest goes on.
     """
@@ -186,6 +186,8 @@ def _walk(folder: Path, output: Path | None, others: Counter[str]) -> Iterator[P
         folders[:] = sorted(
             name for name in folders if name[0] != "." and not (inside and Path(parent, name).resolve() == output)
         )
+        if links := sum(Path(parent, name).is_symlink() for name in folders):
+            others["linked folders"] += links  # which may lead anywhere, and back
         for name in sorted(files):
             path = Path(parent, name)
             if is_picture_file(path):
