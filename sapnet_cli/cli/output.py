@@ -181,7 +181,7 @@ class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes(...):
             raise typer.Exit(EXIT_USAGE if isinstance(error, (UsageError, CheckpointError)) else EXIT_FAILED) from error
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             logging.getLogger("sapnet_cli").debug("failed", exc_info=error)
-            print_error(": ".join(filter(None, (error.filename, error.strerror or str(error)))))
+            print_error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
             raise typer.Exit(EXIT_FAILED) from error
         if isinstance(error, KeyboardInterrupt):
             print_error(f"interrupted; {self._advice}")
