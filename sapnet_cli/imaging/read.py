@@ -119,7 +119,8 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
     alpha: Samples | None = None
     if max(depths) == 16 and image.mode in ("RGB", "RGBA"):  # Pillow gives 8 of the 16 bits
         pixels = _decode_16_bit(image, data)
-        rgb, alpha = pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 and image.mode == "RGBA" else None
+        transparent = pixels.shape[2] == 4 and image.has_transparency_data  # by a channel, or a colour of a PNG
+        rgb, alpha = pixels[..., :3], pixels[..., 3] if transparent else None
         grey = _is_grey_png(data)
     elif image.mode.startswith("I;16"):
         samples = np.asarray(image).astype(np.uint16)
