@@ -372,6 +372,94 @@ def test_captions_of_the_press_stay(source: str, target: str, iptc: bytes) -> No
     assert decode(encode(picture, target)).metadata.iptc == iptc
 
 
+def test_an_entry_of_numbers_is_given_as_it_is_stored() -> None:
+    """As many programs declare captions."""
+    entries = struct.pack(">HHII", 270, 2, 4, 0) + struct.pack(">HHII", 33723, 4, 2, 38)
+    assert tiff_entry(b"MM\0*\0\0\0\x08\0\2" + entries + bytes(4) + b"captions" + b"else", 33723) == b"captions"
+    assert tiff_entry(b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHI4s", 33723, 4, 1, b"four"), 33723) == b"four"
+
+
+def test_white_may_be_zero_in_16_bits() -> None:
+    grey = random_pixels(8, 8, "uint16")[..., 0]
+    picture = decode(tiff_of(grey, white=(262, 3, 0)))
+    assert picture.grey
+    assert np.array_equal(picture.rgb[..., 0], 65535 - grey)
+
+
+def test_colours_of_16_bits_under_transparency_are_as_bright_as_they_look() -> None:
+    colour, alpha = random_pixels(8, 8, "uint16"), random_pixels(8, 8, "uint16", seed=1)[..., :1] // 2 + 1000
+    premultiplied = np.rint(colour * (alpha / 65535)).astype(np.uint16)
+    picture = decode(tiff_of(np.concatenate((premultiplied, alpha), axis=2), premultiplied=(338, 3, 1)))
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha, alpha[..., 0])
+    assert np.abs(picture.rgb.astype(int) - colour).max() <= 40  # of 65535: what is left of it where alpha is 1000
+
+
+def test_planes_of_16_bits_are_refused_and_those_of_8_read() -> None:
+    for dtype in ("uint8", "uint16"):
+        pixels = random_pixels(8, 6, dtype)
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        size = planes[0].nbytes
+        whole = tiff_of(pixels, planar=(284, 3, 2), offsets=(273, 4, (0, 0, 0)), counts=(279, 4, (size,) * 3))
+        start = len(whole) - planes.nbytes
+        found = struct.pack("<3I", start, start, start)
+        assert found in whole
+        data = whole[:start].replace(found, struct.pack("<3I", start, start + size, start + 2 * size))
+        if dtype == "uint8":
+            assert np.array_equal(decode(data + planes.tobytes()).rgb, pixels)
+        else:
+            with pytest.raises(ImageError, match="stored apart"):
+                decode(data + planes.tobytes())
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_transparent_colour_of_16_bits_stays_transparent() -> None:
+    pixels = random_pixels(8, 8, "uint16")
+    plain = encode(Picture(pixels), "PNG")
+    picture = decode(plain[:33] + png_chunk(b"tRNS", pixels[0, 0].astype(">u2").tobytes()) + plain[33:])
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha == 0, (pixels == pixels[0, 0]).all(axis=2))
+
+
+def test_what_png_says_of_its_colours_stays() -> None:
+    plain = save(Image.fromarray(random_pixels(8, 8)), "PNG")
+    chunks = png_chunk(b"gAMA", struct.pack(">I", 100_000)) + png_chunk(b"cICP", bytes((9, 16, 0, 1)))
+    picture = decode(plain[:33] + chunks + plain[33:])
+    again = encode(picture, "PNG")
+    assert again[33 : 33 + len(chunks)] == chunks
+    assert np.array_equal(decode(again).rgb, picture.rgb)
+    assert decode(plain).metadata.png_colour is None
+    assert decode(encode(picture, "JPEG")).metadata.png_colour is None
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_webp_without_loss_stays_so(alpha: bool) -> None:
+    pixels = random_pixels(33, 20)
+    image = Image.fromarray(np.dstack((pixels, pixels[..., 0])) if alpha else pixels)
+    options: dict[str, Any] = {"exif": photo_exif()} if alpha else {}  # which makes it an extended file
+    without, with_loss = save(image, "WEBP", lossless=True, exact=True, **options), save(image, "WEBP", **options)
+    assert np.array_equal(decode(encode(decode(without), "WEBP")).rgb, pixels)
+    assert decode(with_loss).metadata.compression is None
+
+
+def test_bmp_of_16_bits_a_pixel_is_read() -> None:
+    row = struct.pack("<2H", 0xF800, 0x001F)  # red, blue
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, len(row), 0, 0, 0, 0)
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    data = b"BM" + struct.pack("<IHHI", 70, 0, 0, 66) + header + masks + row
+    assert decode(data).rgb.tolist() == [[[255, 0, 0], [0, 0, 255]]]
+
+
+@pytest.mark.parametrize("resources", [b"8BIM\4\4\0\0\xff\xff", b"8BIM", b"8BIM\4\4\0\0\0\0\0\0", b"nothing"])
+def test_damaged_resources_do_not_cost_the_picture(resources: bytes) -> None:
+    picture = decode(tiff_of(random_pixels(3, 5), resources=(34377, 7, resources)))
+    assert picture.size == (5, 3)
+    assert picture.metadata.iptc is None
+
+
 @pytest.mark.parametrize(
     "tiff", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"II+\0" + bytes(40)]
 )
