@@ -20,13 +20,7 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import ImageError, SapnetError
 from sapnet_cli.files import exists, make_folder, read, size_in_bytes, standard_stream, write_atomically
 from sapnet_cli.imaging.jobs import Job
-from sapnet_cli.imaging.picture import (
-    ALPHA_FORMATS,
-    FORMAT_OF_SUFFIX,
-    IPTC_FORMATS,
-    SIXTEEN_BIT_FORMATS,
-    Picture,
-)
+from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, IPTC_FORMATS, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
 from sapnet_cli.imaging.write import JPEG_QUALITY, check_size, encode, fits_jpeg
 

@@ -235,10 +235,13 @@ def test_previews_of_raw_files_are_not_taken_for_the_photo(tag: int, kind: int, 
         decode(save(Image.fromarray(random_pixels(8, 8)), "TIFF", tiffinfo=directory))
 
 
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def png_announcing(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"\0\0\0\0IDAT"
 
 
 @pytest.mark.parametrize(
@@ -410,10 +413,6 @@ def test_planes_of_16_bits_are_refused_and_those_of_8_read() -> None:
         else:
             with pytest.raises(ImageError, match="stored apart"):
                 decode(data + planes.tobytes())
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def test_a_transparent_colour_of_16_bits_stays_transparent() -> None:

@@ -29,15 +29,14 @@ def upright(exif: bytes) -> tuple[int, bytes | None]:
         return 1, None
     data, orientation = bytearray(exif), 1
     try:
-        (directory,) = struct.unpack_from(f"{order}I", data, 4)
-        (count,) = struct.unpack_from(f"{order}H", data, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        entries = _entries(data, order)
+        for entry in entries:
             tag, kind, values = struct.unpack_from(f"{order}HHI", data, entry)
             if tag == ORIENTATION_TAG and kind == SHORT_TYPE and values == 1:
                 (orientation,) = struct.unpack_from(f"{order}H", data, entry + 8)
                 struct.pack_into(f"{order}H", data, entry + 8, 1)
         # the second directory, if there is one, holds the thumbnail
-        struct.pack_into(f"{order}I", data, directory + 2 + 12 * count, 0)
+        struct.pack_into(f"{order}I", data, entries.stop, 0)
     except struct.error:
         return orientation if 1 <= orientation <= 8 else 1, None
     return orientation if 1 <= orientation <= 8 else 1, bytes(data)
@@ -57,9 +56,7 @@ def tiff_entry(tiff: bytes, tag: int) -> bytes | None:
     if order is None:
         return None
     try:
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        for entry in _entries(tiff, order):
             found, kind, values = struct.unpack_from(f"{order}HHI", tiff, entry)
             if found == tag:
                 length = values * (4 if kind == LONG_TYPE else 1)
@@ -68,6 +65,13 @@ def tiff_entry(tiff: bytes, tag: int) -> bytes | None:
     except struct.error:
         pass
     return None
+
+
+def _entries(tiff: bytes | bytearray, order: str) -> range:
+    """Where the entries of the first directory stand; behind them stands where the next one is."""
+    (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, directory)
+    return range(directory + 2, directory + 2 + 12 * count, 12)
 
 
 def upright_xmp(xmp: bytes) -> bytes:
