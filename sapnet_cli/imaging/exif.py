@@ -11,9 +11,6 @@ SHORT_TYPE, LONG_TYPE = 3, 4
 BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 """By the beginning of a TIFF structure."""
 
-BIG_TIFF = frozenset({b"II+\0", b"MM\0+"})
-"""Beginnings of TIFF files with addresses of eight bytes, whose structure is another."""
-
 
 def upright(exif: bytes) -> tuple[int, bytes | None]:
     """Reads the orientation and returns EXIF that says upright, without its thumbnail, which still shows the rain.

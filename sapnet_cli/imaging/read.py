@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from sapnet_cli.errors import ImageError
-from sapnet_cli.imaging.exif import BIG_TIFF, BYTE_ORDERS, EXIF_PREFIX, tiff_entry, upright, upright_xmp
+from sapnet_cli.imaging.exif import EXIF_PREFIX, tiff_entry, upright, upright_xmp
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture, Samples
 
 MAX_MEGAPIXELS = 256
@@ -97,7 +97,7 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
     except UnidentifiedImageError as error:
         if data[4:8] == b"ftyp" and "HEIF" not in Image.OPEN:
             raise ImageError("HEIC needs a package that is not here: pip install 'sapnet-cli[heic]'") from error
-        if data[:4] in BYTE_ORDERS or data[:4] in BIG_TIFF:
+        if data[:4] in TiffImagePlugin.PREFIXES:
             raise ImageError("damaged, or of a kind of TIFF that is not read; save it with 8 or 16 bits") from error
         raise ImageError("not a picture that can be read, or its beginning is damaged") from error
     except Image.DecompressionBombError as error:
