@@ -31,6 +31,8 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from typer.testing import Result
 
 from sapnet_cli.benchmark.score import bootstrap_interval, to_bytes
+from sapnet_cli.data.benchmarks import BENCHMARKS, find_benchmark
+from sapnet_cli.data.pairs import Pair
 from sapnet_cli.errors import CheckpointError
 from sapnet_cli.hub import backbones as backbones_module
 from sapnet_cli.hub.backbones import TORCHVISION_FILES, locate_torchvision
@@ -133,6 +135,27 @@ def test_pairs_are_scored_as_their_saved_outputs_are(tmp_path: Path) -> None:
     table = (tmp_path / "r.md").read_text().splitlines()
     assert table[0].startswith("| weights | PSNR |")
     assert len(table) == 2 + 7
+
+
+@pytest.mark.parametrize(
+    ("folder", "rainy", "clean", "name"),
+    [
+        ("Rain12", "001_in.png", "001_GT.png", "rain12"),
+        ("Rain200L/test", "rain/norain-1x2.png", "norain/norain-1.png", "rain200l"),
+        ("rain1400/testing", "rainy_image/901_1.jpg", "ground_truth/901.jpg", "rain1400"),
+        ("spa-data", "rain/000.png", "gt/000gt.png", "spa-data"),
+        ("GT-RAIN/GT-RAIN_test", "Oinari_0-3/Oinari_0-3-R-000.png", "Oinari_0-3/Oinari_0-3-C-000.png", "gt-rain"),
+    ],
+)
+def test_public_sets_are_found_as_their_authors_lay_them_out(
+    folder: str, rainy: str, clean: str, name: str, tmp_path: Path
+) -> None:
+    for path in (tmp_path / folder / rainy, tmp_path / folder / clean):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(path)
+    listing = find_benchmark(BENCHMARKS[name], [tmp_path])
+    assert listing is not None
+    assert listing.pairs == (Pair(tmp_path / folder / rainy, tmp_path / folder / clean),)
 
 
 def test_a_public_set_is_found_by_name_and_checked(tmp_path: Path) -> None:

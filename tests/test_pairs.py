@@ -28,6 +28,12 @@ LAYOUTS = [
     ("rainy/rain-00{}.png", "norain-00{}.png"),
     ("rain-{}.png", "norain-{}.png"),
     ("rainy_image/{}_1.jpg", "ground_truth/{}.jpg"),
+    ("rain-{}th.png", "norain-{}th.png"),
+    ("{}_in.png", "{}_GT.png"),
+    ("data/{}_rain.png", "gt/{}_clean.png"),
+    ("rain/00{}.png", "gt/00{}gt.png"),
+    ("in/im_{}_s80_a04.png", "gt/im_{}.png"),
+    ("rainy/street/{}.png", "clean/street/{}.png"),
 ]
 
 
@@ -67,6 +73,50 @@ def test_several_rains_on_one_scene(tmp_path: Path) -> None:
     pairs = find_pairs(tmp_path).pairs
     assert [pair.rainy.name for pair in pairs] == ["7_1.jpg", "7_2.jpg", "7_10.jpg"]
     assert {pair.clean.name for pair in pairs} == {"7.jpg"}
+
+
+def test_equal_names_in_other_folders_are_other_scenes(tmp_path: Path) -> None:
+    for name in ("input/a/1.png", "input/b/1.png", "input/.hidden/1.png", "target/a/1.png", "target/b/1.png"):
+        save(tmp_path / name, random_pixels(8, 8))
+    listing = find_pairs(tmp_path)
+    assert [(pair.rainy.parent.name, pair.clean.parent.name) for pair in listing.pairs] == [("a", "a"), ("b", "b")]
+    assert listing.problems == ()
+
+
+def test_names_that_fit_two_clean_pictures_fit_none(tmp_path: Path) -> None:
+    for name in ("rainy/1_rain.png", "rainy/2_rain.png", "gt/1_clean.png", "gt/1_gt.png", "gt/2_clean.png"):
+        save(tmp_path / name, random_pixels(8, 8))
+    listing = find_pairs(tmp_path)
+    assert [(pair.rainy.name, pair.clean.name) for pair in listing.pairs] == [("2_rain.png", "2_clean.png")]
+    assert len(listing.problems) == 3
+
+
+def test_scenes_of_gt_rain(tmp_path: Path) -> None:
+    for scene, frames in {
+        "Oinari_0-3": ("R-000", "R-001", "C-000"),
+        "Gurutto_1-2": ("R-000", "R-001", "C-001"),
+    }.items():
+        for frame in frames:
+            save(tmp_path / scene / f"{scene}-Webcam-{frame}.png", random_pixels(8, 8))
+    save(tmp_path / "Gurutto_1-2" / "Gurutto_1-2-Webcam-C-000.png", random_pixels(8, 8))
+    save(tmp_path / "lost" / "lost-Webcam-R-000.png", random_pixels(8, 8))
+    listing = find_pairs(tmp_path)
+    assert [(pair.rainy.stem[-13:], pair.clean.stem[-5:]) for pair in listing.pairs] == [
+        ("-Webcam-R-000", "C-000"),
+        ("-Webcam-R-001", "C-001"),
+        ("-Webcam-R-000", "C-000"),
+        ("-Webcam-R-001", "C-000"),
+    ]
+    assert [problem for problem in listing.problems if "lost-Webcam" in problem] == list(listing.problems)
+    assert len(find_pairs(tmp_path / "Oinari_0-3").pairs) == 2
+
+
+def test_a_folder_of_sets_says_which_one_to_name(tmp_path: Path) -> None:
+    for part in ("test", "train"):
+        for name in (f"{part}/rain/norain-1x2.png", f"{part}/norain/norain-1.png"):
+            save(tmp_path / name, random_pixels(8, 8))
+    with pytest.raises(UsageError, match=f"name the folder below that has them, as {tmp_path / 'test'}"):
+        find_pairs(tmp_path)
 
 
 @pytest.mark.parametrize("side_by_side", ["clean-left", "clean-right"])

@@ -152,7 +152,7 @@ def data_folders(data: Path | None, cache: Path) -> list[Path]:
 
 
 def find_benchmark(benchmark: BenchmarkSet, folders: list[Path]) -> PairListing | None:
-    """Looks for a set by the names that its folder goes by, in any case; its pairs may lie in `test/` below.
+    """Looks for a set by the names that its folder goes by, in any case; its pairs may lie in a folder for tests below.
 
     Returns:
         Its pairs, or None if it is not here.
@@ -162,7 +162,7 @@ def find_benchmark(benchmark: BenchmarkSet, folders: list[Path]) -> PairListing 
         for path in sorted([folder, *(each for each in folder.iterdir() if each.is_dir())]):
             if path.name.lower() not in names:
                 continue
-            for place in (path, path / "test"):
+            for place in (path, path / "test", path / "testing", path / f"{path.name}_test"):
                 try:
                     return find_pairs(place)
                 except UsageError:

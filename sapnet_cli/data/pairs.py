@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 from sapnet_cli.errors import UsageError
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, is_picture_file
 
-FOLDER_LAYOUTS = (
-    ("input", "target"),
-    ("input", "gt"),
-    ("rainy", "gt"),
-    ("rainy", "clean"),
-    ("rainy", "norain"),
-    ("rain", "norain"),
-    ("rain", "gt"),
-    ("rainy_image", "ground_truth"),
-    ("rainy", "."),
-    (".", "."),
-)
+RAINY_FOLDERS = ("input", "rainy", "rain", "rainy_image", "rainy_images", "data", "in", "lq")
+CLEAN_FOLDERS = ("target", "gt", "clean", "norain", "no_rain", "ground_truth", "groundtruth", "hq")
+
+FOLDER_LAYOUTS = (*product(RAINY_FOLDERS, CLEAN_FOLDERS), ("rainy", "."), (".", "."))
 """Folders of the rainy and of the clean files, relative to the set's own; the first two that have pairs count."""
+
+_RAINY_WORDS = r"rainy?|input|in"
+_CLEAN_WORDS = r"no[-_ ]?rain|clean|gt|ground[-_ ]?truth|target"
+_AFFIX = r"^(?:{0})(?=[-_ .\d])[-_ .]*|[-_ .]+(?:{0})$|(?<=\d)(?:{0})$"
+_RAINY_AFFIX, _CLEAN_AFFIX = (re.compile(_AFFIX.format(words)) for words in (_RAINY_WORDS, _CLEAN_WORDS))
+"""A word at the beginning or end of a name that says which of two pictures it is: `1_clean`, `rain-1`, `000gt`."""
+
+_GT_RAIN = re.compile(r"(.*-)([rc])-(\d+)")
+"""How GT-RAIN names the frames of a scene, rainy (R) or clean (C): `Oinari_0-3-Webcam-R-017`."""
 
 SideBySide = Literal["clean-left", "clean-right"]
 
@@ -64,9 +68,11 @@ class PairListing:
 def find_pairs(source: Path, side_by_side: SideBySide | None = None) -> PairListing:
     """Lists the pairs of a folder or of a CSV file.
 
-    Understands `input/`+`target/`, `rainy/`+`gt/`, `rain/`+`norain/` and the like with equal names, `rain-1`+`norain-1`
-    flat or with the rainy ones in `rainy/`, several rainy pictures of one scene (`rainy_image/N_k.jpg` with
-    `ground_truth/N.jpg`, `rain/norain-Nx2.png` with `norain/norain-N.png`), and CSV files of `rainy,clean` paths.
+    Understands `input/`+`target/`, `rainy/`+`gt/`, `rain/`+`norain/` and the like, with equal names in equal folders
+    below or with words that tell them apart (`data/1_rain.png` with `gt/1_clean.png`), such words flat (`rain-1` with
+    `norain-1`, `1_in` with `1_GT`) or with the rainy ones in `rainy/`, several rainy pictures of one scene
+    (`rainy_image/N_k.jpg` with `ground_truth/N.jpg`, `rain/norain-Nx2.png` with `norain/norain-N.png`,
+    `in/N_s80_a04.png` with `gt/N.png`), the scenes of GT-RAIN, and CSV files of `rainy,clean` paths.
 
     Args:
         source: the folder, or a file ending in .csv whose paths count from its own folder.
@@ -79,15 +85,14 @@ def find_pairs(source: Path, side_by_side: SideBySide | None = None) -> PairList
         return _read_csv(source)
     if not source.is_dir():
         raise UsageError(f"{source}: neither a folder of pairs nor a CSV file")
-    folders = {path.name.lower(): path for path in source.iterdir() if path.is_dir()} | {".": source}
-    for rainy_name, clean_name in FOLDER_LAYOUTS:
-        if rainy_name in folders and clean_name in folders:
-            listing = _match(source, folders[rainy_name], folders[clean_name])
-            if listing.pairs:
-                return listing
+    if listing := _find_in_folder(source):
+        return listing
     if side_by_side is not None and (files := list_pictures(source)):
         pairs = tuple(Pair(path, path, side_by_side) for path in files)
         return PairListing(source, f"side by side, {side_by_side}", pairs)
+    below = [path for path in sorted(source.iterdir()) if path.is_dir() and _find_in_folder(path)]
+    if below:
+        raise UsageError(f"{source}: no pairs right in it; name the folder below that has them, as {below[0]}")
     layouts = "input/ + target/, rainy/ + gt/, rain/ + norain/, rainy_image/ + ground_truth/, rain-*.png + norain-*.png"
     advice = "" if side_by_side else "; if each file holds both, give --side-by-side clean-left or clean-right"
     raise UsageError(f"{source}: no rainy and clean pairs found; expected {layouts}, or a CSV file{advice}")
@@ -105,16 +110,33 @@ def find_unpaired(source: Path) -> PairListing | None:
     return PairListing(source, "no ground truth", tuple(Pair(path, path) for path in files)) if files else None
 
 
+def _find_in_folder(source: Path) -> PairListing | None:
+    folders = {path.name.lower(): path for path in source.iterdir() if path.is_dir()} | {".": source}
+    for rainy_name, clean_name in FOLDER_LAYOUTS:
+        if rainy_name in folders and clean_name in folders:
+            listing = _match(source, folders[rainy_name], folders[clean_name])
+            if listing.pairs:
+                return listing
+    return _match_scenes(source)
+
+
 def _match(source: Path, rainy_folder: Path, clean_folder: Path) -> PairListing:
-    """Finds the ground truth of each rainy picture by its name."""
-    rainy_files, clean_files = list_pictures(rainy_folder), list_pictures(clean_folder)
+    """Finds the ground truth of each rainy picture by its name, in the same folder below if there are any."""
     if clean_folder == source:  # only names tell here what is clean
-        clean_files = [path for path in clean_files if path.stem.lower().startswith("norain")]
-        rainy_files = [path for path in rainy_files if path.stem.lower().startswith("rain")]
-    clean = {path.stem.lower(): path for path in clean_files}
+        clean_files = [path for path in list_pictures(source) if _is_named(path, "norain", _CLEAN_AFFIX)]
+        rainy_files = [path for path in list_pictures(rainy_folder) if _is_named(path, "rain", _RAINY_AFFIX)]
+    else:
+        rainy_files, clean_files = _list_tree(rainy_folder), _list_tree(clean_folder)
+    clean = {(_place(path, clean_folder), path.stem.lower()): path for path in clean_files}
+    scenes = {key: (key[0], _CLEAN_AFFIX.sub("", key[1])) for key in clean}
+    counts = Counter(scenes.values())
+    for key, scene in scenes.items():  # names without the word, where that leaves one picture of that name
+        if counts[scene] == 1:
+            clean.setdefault(scene, clean[key])
     pairs, problems = [], []
     for rainy in rainy_files:
-        match = next((clean[name] for name in _clean_names(rainy.stem.lower()) if name in clean), None)
+        place = _place(rainy, rainy_folder)
+        match = next((clean[place, name] for name in _clean_names(rainy.stem.lower()) if (place, name) in clean), None)
         if match is None:
             problems.append(f"{rainy}: no clean picture of that name in {clean_folder}")
         else:
@@ -128,12 +150,47 @@ def _match(source: Path, rainy_folder: Path, clean_folder: Path) -> PairListing:
     return PairListing(source, layout, tuple(pairs), tuple(problems))
 
 
+def _is_named(path: Path, beginning: str, affix: re.Pattern[str]) -> bool:
+    stem = path.stem.lower()
+    return stem.startswith(beginning) or affix.search(stem) is not None
+
+
+def _list_tree(folder: Path) -> list[Path]:
+    """The pictures of a folder and of those below it, links and hidden ones left out, folder by folder."""
+    files = []
+    for parent, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += list_pictures(Path(parent))
+    return files
+
+
+def _place(path: Path, folder: Path) -> str:
+    return str(path.parent.relative_to(folder)).lower()
+
+
 def _clean_names(stem: str) -> Iterator[str]:
     """What the ground truth of a rainy picture may be called, the likeliest first."""
-    scene = re.sub(r"(_\d+|x\d+)$", "", stem)  # N_k: rain k on scene N; Nx2: heavy rain on scene N
-    for name in (stem, scene):
-        yield name
-        yield f"no{name}"
+    for name in (stem, _RAINY_AFFIX.sub("", stem)):
+        # N_k: rain k on scene N; Nx2: heavy rain on scene N; N_s80_a04: fog and light of scene N
+        for scene in (name, re.sub(r"(_\d+|x\d+|(_[a-z]\d+)+)$", "", name)):
+            yield scene
+            yield f"no{scene}"
+
+
+def _match_scenes(source: Path) -> PairListing | None:
+    """Scenes of GT-RAIN, one or a folder of them: all rainy frames with the clean one, or with that of their number."""
+    pairs, problems = [], []
+    for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+        named = [(path, name) for path in list_pictures(folder) if (name := _GT_RAIN.fullmatch(path.stem.lower()))]
+        clean = {name[1] + name[3]: path for path, name in named if name[2] == "c"}
+        for path, name in named:
+            if name[2] == "r":
+                match = next(iter(clean.values())) if len(clean) == 1 else clean.get(name[1] + name[3])
+                if match is None:
+                    problems.append(f"{path}: no clean picture of its scene")
+                else:
+                    pairs.append(Pair(path, match))
+    return PairListing(source, "scenes of *-R-* + *-C-*", tuple(pairs), tuple(problems)) if pairs else None
 
 
 def _read_csv(source: Path) -> PairListing:
