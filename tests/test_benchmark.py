@@ -359,6 +359,27 @@ def test_a_benchmark_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "fourth.json").read_text())["images"][0]["psnr"] != third[0]["psnr"]
 
 
+def test_pictures_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        write_pairs(tmp_path / place, 1)
+    (tmp_path / "pairs.csv").write_text("a/input/1.png,a/target/1.png\nb/input/1.png,b/target/1.png\n")
+    result = benchmark("--dataset", tmp_path / "pairs.csv", "--stages", 1, "--save", tmp_path / "out")
+    assert "2 pictures" in result.stdout
+    saved = (tmp_path / "out").rglob("*.png")
+    assert sorted(path.parent.parent.name for path in saved) == ["a", "b"]
+
+
+def test_outputs_are_never_saved_over_inputs(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 1)
+    earlier = tmp_path / "out" / "sapnet-general --stages 1" / "1.png"
+    earlier.parent.mkdir(parents=True)
+    content = shutil.copy(pairs / "input" / "1.png", earlier).read_bytes()
+    (tmp_path / "pairs.csv").write_text(f"{earlier},{pairs}/target/1.png\n")
+    result = benchmark("--dataset", tmp_path / "pairs.csv", "--stages", 1, "--save", tmp_path / "out", code=2)
+    assert "is an input and would be overwritten" in result.stderr
+    assert earlier.read_bytes() == content
+
+
 def test_one_bad_pair_is_named_and_the_rest_is_scored(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", 3)
     (pairs / "target" / "2.png").write_text("no picture")

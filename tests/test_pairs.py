@@ -83,6 +83,16 @@ def test_equal_names_in_other_folders_are_other_scenes(tmp_path: Path) -> None:
     assert listing.problems == ()
 
 
+def test_each_picture_of_a_list_has_a_name_of_its_own(tmp_path: Path) -> None:
+    rainy = ("a/1.png", "b/1.png", "b/1.jpg", "b/2.jpg")
+    for name in (*rainy, "clean.png"):
+        save(tmp_path / name, random_pixels(8, 8))
+    (tmp_path / "pairs.csv").write_text("".join(f"{name},clean.png\n" for name in rainy))
+    pairs = find_pairs(tmp_path / "pairs.csv").pairs
+    assert [pair.name for pair in pairs] == list(rainy)
+    assert [pair.output for pair in pairs] == ["a/1.png", "b/1.png.png", "b/1.jpg.png", "b/2.png"]
+
+
 def test_names_that_fit_two_clean_pictures_fit_none(tmp_path: Path) -> None:
     for name in ("rainy/1_rain.png", "rainy/2_rain.png", "gt/1_clean.png", "gt/1_gt.png", "gt/2_clean.png"):
         save(tmp_path / name, random_pixels(8, 8))

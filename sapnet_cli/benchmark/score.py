@@ -41,7 +41,7 @@ class ImageScore:
     """One picture under one set of weights.
 
     Attributes:
-        name: of the rainy file.
+        name: of the rainy picture, as in `Pair`.
         weights: their name, or `RAINY`.
         psnr: in dB, at most 100; None without a ground truth.
         ssim: structural similarity; None without a ground truth, and for pictures too small for it.
@@ -141,8 +141,18 @@ def score_pair(pair: Pair, engines: Sequence[tuple[str, Engine]], scoring: Scori
         output = to_bytes(result, scoring.protocol)
         scores.append(_score(pair, name, output, clean, seconds, scoring))
         if scoring.save is not None:
-            _save(scoring.save / name.replace("/", "_").replace("\\", "_") / f"{pair.rainy.stem}.png", output)
+            _save(output_path(scoring.save, name, pair), output)
     return scores
+
+
+def output_path(folder: Path, weights: str, pair: Pair) -> Path:
+    """Where `Scoring.save` keeps what these weights make of a pair."""
+    return folder / weights.replace("/", "_").replace("\\", "_") / pair.output
+
+
+def count_pictures(scores: Sequence[ImageScore]) -> int:
+    """How many pictures were scored, each once as it came in."""
+    return sum(score.weights == RAINY for score in scores)
 
 
 def to_bytes(image: NDArray[np.float32], protocol: ScoreProtocol) -> Pixels:
@@ -210,13 +220,13 @@ def _score(pair: Pair, weights: str, image: Pixels, clean: Pixels, seconds: floa
     height, width = clean.shape[:2]
     if not scoring.paired:
         further = compare_with_input(image, clean)
-        return ImageScore(pair.rainy.name, weights, None, None, seconds, (width, height), further)
+        return ImageScore(pair.name, weights, None, None, seconds, (width, height), further)
     value = min(psnr(image, clean, scoring.protocol, scoring.in_rgb), HIGHEST_PSNR)
     ssim = None
     if min(height, width) >= SMALLEST_SSIM_SIDE:
         ssim = structural_similarity(image, clean, scoring.protocol, scoring.in_rgb)
     further = {judge.label: judge(image, clean) for judge in scoring.judges}
-    return ImageScore(pair.rainy.name, weights, value, ssim, seconds, (width, height), further)
+    return ImageScore(pair.name, weights, value, ssim, seconds, (width, height), further)
 
 
 def _save(path: Path, image: Pixels) -> None:

@@ -42,7 +42,7 @@ class ScoreLog:
     def find(self, pair: Pair) -> list[ImageScore] | None:
         """The scores of a pair from an earlier run, if its files have not changed since."""
         found = self._known.get(self._key(pair))
-        return None if found is None else [replace(score, name=pair.rainy.name) for score in found]
+        return None if found is None else [replace(score, name=pair.name) for score in found]
 
     def add(self, pair: Pair, scores: list[ImageScore]) -> None:
         """Writes down the scores of a pair.

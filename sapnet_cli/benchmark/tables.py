@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sapnet_cli.benchmark.score import ImageScore, Result
+from sapnet_cli.benchmark.score import ImageScore, Result, count_pictures
 from sapnet_cli.data.benchmarks import Published
 
 Row = tuple[str, ...]
@@ -49,7 +49,7 @@ def to_json(
     record = {
         "dataset": dataset,
         "protocol": protocol,
-        "count": len({score.name for score in scores}),
+        "count": count_pictures(scores),
         **further,
         "results": [_flat(result) for result in results],
         "images": [_flat(score) for score in scores],

@@ -146,7 +146,7 @@ def benchmark(
             raise UsageError("name a set or a folder of pairs with --dataset; --list shows the sets")
         warnings.filterwarnings("ignore", module="PIL")
 
-        from sapnet_cli.benchmark.score import Scoring, summarise
+        from sapnet_cli.benchmark.score import Scoring, count_pictures, output_path, summarise
         from sapnet_cli.benchmark.score_log import ScoreLog
         from sapnet_cli.benchmark.tables import to_rows
         from sapnet_cli.engine.hardware import prepare_process
@@ -161,6 +161,8 @@ def benchmark(
         if not chosen:
             raise UsageError(f"{pairs.source}: no rainy picture is named {images}")
         engines = _engines(weights or [DEFAULT_WEIGHTS], stages, device, precision.value, tta)
+        if save is not None:
+            _refuse_inputs((output_path(save, name, pair) for name, _ in engines for pair in chosen), pairs)
         for name, _ in engines:
             out.info(f"{name} on {len(chosen)} pictures of {pairs.source} ({pairs.layout})")
         if not paired and (lpips or downstream):
@@ -182,7 +184,7 @@ def benchmark(
         if report is not None:
             _report(report, (dataset, what), results, scores, table, chosen, engines[0], out)
         if interrupted:
-            out.error(f"interrupted after {len({score.name for score in scores})} of {len(chosen)} pictures")
+            out.error(f"interrupted after {count_pictures(scores)} of {len(chosen)} pictures")
             raise typer.Exit(EXIT_INTERRUPTED)
         if failed:
             raise typer.Exit(EXIT_FAILED)
@@ -245,14 +247,14 @@ def _find(
 
 
 def _refuse_inputs(files: Iterable[Path | None], pairs: PairListing) -> None:
-    """Scores must not be written over a picture or the list of pairs."""
+    """Nothing must be written over a picture or the list of pairs."""
     named = [file for file in files if file is not None]
     if not named:
         return
     inputs = {path.resolve() for pair in pairs.pairs for path in (pair.rainy, pair.clean)} | {pairs.source.resolve()}
     for file in named:
         if file.resolve() in inputs:
-            raise UsageError(f"{file} is an input and would be overwritten; name another file for the scores")
+            raise UsageError(f"{file} is an input and would be overwritten; name another place")
 
 
 def _make_folders(files: Iterable[Path | None]) -> None:
@@ -376,7 +378,7 @@ def _write(
     from rich.console import Console
     from rich.table import Table
 
-    from sapnet_cli.benchmark.score import peak_memory
+    from sapnet_cli.benchmark.score import count_pictures, peak_memory
     from sapnet_cli.benchmark.tables import header, to_csv, to_json, to_markdown
     from sapnet_cli.files import write_atomically
 
@@ -400,7 +402,7 @@ def _write(
                 write_atomically(path, content)
             except OSError as error:
                 unwritten.append(f"{path}: cannot write: {error.strerror or error}")
-    typer.echo(f"{dataset}: {len({score.name for score in scores})} pictures, {what}")
+    typer.echo(f"{dataset}: {count_pictures(scores)} pictures, {what}")
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     Console(width=width, markup=False, emoji=False).print(table)  # names of files are no markup
     out.info(f"peak memory {memory / 1e9:.2f} GB, all weights of this run together")
@@ -420,19 +422,20 @@ def _report(
 ) -> None:
     """Writes the page, with pictures from both ends of what the first weights did; `how`: set, and in words."""
     from sapnet_cli.benchmark.report import Example, choose_examples, to_html
+    from sapnet_cli.benchmark.score import count_pictures
     from sapnet_cli.benchmark.tables import header
     from sapnet_cli.data.pictures import read_pair
     from sapnet_cli.files import write_atomically
 
     name, runner = engine
     dataset, what = how
-    by_name = {pair.rainy.name: pair for pair in pairs}
+    by_name = {pair.name: pair for pair in pairs}
     examples = []
     for picture, title in choose_examples(scores, name):
         rainy, clean = read_pair(by_name[picture])
         truth = None if results[0].psnr is None else clean
         examples.append(Example(title, rainy, runner.derain(rainy), truth))
-    note = f"{len({score.name for score in scores})} pictures, {what}, {runner.device.type}. Pictures: {name}."
+    note = f"{count_pictures(scores)} pictures, {what}, {runner.device.type}. Pictures: {name}."
     page = to_html(f"{dataset}: sapnet benchmark", note, header(results), rows, scores, examples)
     try:
         write_atomically(folder / REPORT_PAGE, page)

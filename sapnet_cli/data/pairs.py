@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -41,11 +41,15 @@ class Pair:
         rainy: the rainy picture.
         clean: its ground truth; the same path where one file holds both halves.
         side_by_side: which half of such a file is the clean one, None for two files.
+        name: of the rainy picture within its listing, with as many folders as tell it apart from all others.
+        output: where to write what is made of it, relative to a folder: the name as PNG, unlike that of any other.
     """
 
     rainy: Path
     clean: Path
     side_by_side: SideBySide | None = None
+    name: str = field(default="", compare=False)
+    output: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class PairListing:
     Attributes:
         source: the folder or CSV file.
         layout: how the pairs lie in it, in words.
-        pairs: in natural order: 2 before 10.
+        pairs: in natural order: 2 before 10; named.
         problems: one line for each picture without a partner.
     """
 
@@ -63,6 +67,9 @@ class PairListing:
     layout: str
     pairs: tuple[Pair, ...]
     problems: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", _named(self.pairs))
 
 
 def find_pairs(source: Path, side_by_side: SideBySide | None = None) -> PairListing:
@@ -148,6 +155,22 @@ def _match(source: Path, rainy_folder: Path, clean_folder: Path) -> PairListing:
     names = [f"{path.relative_to(source)}/" if path != source else "" for path in (rainy_folder, clean_folder)]
     layout = " + ".join(name or ("norain-*" if index else "rain-*") for index, name in enumerate(names))
     return PairListing(source, layout, tuple(pairs), tuple(problems))
+
+
+def _named(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """The same with their names and outputs."""
+    paths = [Path(os.path.normpath(pair.rainy.absolute())) for pair in pairs]  # links keep their own names
+    try:
+        common = os.path.commonpath([path.parent for path in paths]) if paths else ""
+        paths = [path.relative_to(common) for path in paths]
+    except ValueError:  # on two drives of Windows
+        paths = [path.relative_to(path.anchor) for path in paths]
+    stems = [str(path.with_suffix("")) for path in paths]
+    counts = Counter(str(path.with_suffix("")).lower() for path in set(paths))
+    return tuple(
+        replace(pair, name=path.as_posix(), output=f"{stem if counts[stem.lower()] == 1 else path}.png")
+        for pair, path, stem in zip(pairs, paths, stems)
+    )
 
 
 def _is_named(path: Path, beginning: str, affix: re.Pattern[str]) -> bool:
