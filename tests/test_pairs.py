@@ -143,12 +143,14 @@ def test_pairs_side_by_side(side_by_side: str, tmp_path: Path) -> None:
     assert np.array_equal(rainy, right if side_by_side == "clean-left" else left)
 
 
-@pytest.mark.parametrize("header", ["", "clean,rainy\n"])
-def test_pairs_from_a_csv_file(header: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("header", ["", "\ufeffclean,rainy\n"])
+def test_pairs_from_a_csv_file(header: str, separator: str, tmp_path: Path) -> None:
     write_pairs(tmp_path, 2)
     columns = ("target", "input") if header else ("input", "target")
     rows = [f"{columns[0]}/{number}.png,{columns[1]}/{number}.png\n" for number in (1, 2, 3)]
-    (tmp_path / "pairs.csv").write_text(header + "".join(rows) + "alone.png\n\n")
+    text = header + "".join(rows) + "alone.png\n\n"
+    (tmp_path / "pairs.csv").write_text(text.replace(",", separator), encoding="utf-8")
     listing = find_pairs(tmp_path / "pairs.csv")
     assert [pair.rainy for pair in listing.pairs] == [tmp_path / "input" / f"{number}.png" for number in (1, 2)]
     assert listing.problems[0].endswith("3.png does not exist")

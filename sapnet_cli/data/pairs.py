@@ -220,7 +220,10 @@ def _read_csv(source: Path) -> PairListing:
     pairs, problems = [], []
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(enumerate(csv.reader(file), start=1))
+            first = file.readline()
+            file.seek(0)
+            separator = max(",;\t", key=first.count)  # spreadsheets of many languages write semicolons
+            rows = list(enumerate(csv.reader(file, delimiter=separator), start=1))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{source}: not a readable CSV file of rainy,clean paths ({error})") from error
     columns = (0, 1)
