@@ -385,6 +385,9 @@ def test_an_interrupt_that_ends_the_compiler_is_no_failure(
 def test_what_is_no_budget_and_no_run(pairs: Path, tmp_path: Path) -> None:
     nothing = invoke("train", "--data", pairs, "-o", tmp_path / "run", "--iterations", 0, code=2)
     assert "a budget of 0 iterations leaves nothing to train" in nothing.stderr
+    for option, value in (("--minutes", "nan"), ("--ssim", "nan"), ("--learning-rate", "inf")):
+        result = invoke("train", "--data", pairs, "-o", tmp_path / "run", option, value, code=2)
+        assert f"of {value} makes no sense" in result.stderr
     nowhere = invoke("train", "-o", tmp_path / "run", "--resume", code=2)
     assert "holds no run to go on with" in nowhere.stderr
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,10 +186,27 @@ def _folder(plan: Plan) -> Path | None:
     return Path(plan.backbones) if plan.backbones else None
 
 
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Budget):
+            yield value.unit, value.amount
+        elif isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, float):
+            yield name, value
+
+
 def _apply(plan: Plan, changes: Changes) -> Plan:
-    """A plan with what the user asked for."""
+    """A plan with what the user asked for.
+
+    Raises:
+        UsageError: a number is not finite, or values make no sense together.
+    """
     training = plan.training
     values: dict[str, Any] = {}
+    for name, value in _numbers({**changes.data, **changes.training}):
+        if not math.isfinite(value):
+            raise UsageError(f"{name} of {value} makes no sense")
     for name, value in changes.training.items():
         values[name] = replace(getattr(training, name), **value) if isinstance(value, Mapping) else value
     return Plan(
