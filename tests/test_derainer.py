@@ -102,6 +102,9 @@ def test_senseless_pictures(derainer: Derainer, image: object, message: str) -> 
 
 
 def test_weights_and_options_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "final.safetensors").touch()
+    with pytest.raises(CheckpointError, match=f"name the file of weights, as {tmp_path}/final.safetensors"):
+        Derainer(str(tmp_path))
     with pytest.raises(CheckpointError, match="neither a file nor one of sapnet-general"):
         Derainer(weights="no-such-weights")
     with pytest.raises(UsageError, match="twice the overlap"):

@@ -154,3 +154,17 @@ def test_unreachable_and_unknown(tmp_path: Path) -> None:
     assert "cannot be reached" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "there are sapnet-general" in here("download-weights", "snow", home=tmp_path, code=2).stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_said_once(tmp_path: Path) -> None:
+    patient = "import time; time.sleep = lambda seconds: None; from sapnet_cli.cli.app import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", patient, "derain", "-", "-o", "-", "-w", "hf://someone/something/x.safetensors"],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "not in the cache, and the Hub cannot be reached" in result.stderr

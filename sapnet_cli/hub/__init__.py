@@ -104,6 +104,10 @@ def locate_weights(name: str) -> Path:
     if name not in registered:
         if Path(name).is_file():
             return Path(name)
+        if Path(name).is_dir():
+            files = sorted(path for path in Path(name).iterdir() if path.suffix == ".safetensors")
+            advice = f", as {files[0]}" if files else "; there is no file of weights in it"
+            raise CheckpointError(f"{name}: a folder; name the file of weights{advice}")
         raise CheckpointError(f"no weights {name!r}: neither a file nor one of {', '.join(registered)}")
     weights = registered[name]
     if weights.source is not None and not weights.path.exists():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sapnet_cli.errors import CheckpointError
@@ -41,16 +43,29 @@ def download_from_hub(repository: str, file: str, revision: str | None = None, f
 
     name = f"{repository}/{file}"
     try:
-        path = Path(hf_hub_download(repository, file, revision=revision, force_download=force))
-        if force:
-            announced = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision)).etag or ""
-            if re.fullmatch("[0-9a-f]{64}", announced):
-                check_digest(path.read_bytes(), announced, f"{name} as it came", "fetch it again")
+        with _one_line():
+            path = Path(hf_hub_download(repository, file, revision=revision, force_download=force))
+            if force:
+                announced = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision)).etag or ""
+                if re.fullmatch("[0-9a-f]{64}", announced):
+                    check_digest(path.read_bytes(), announced, f"{name} as it came", "fetch it again")
         return path
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{name}: not in the cache, and the Hub cannot be reached; try again online") from error
     except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {str(error).strip().splitlines()[0]}") from error
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Without the client's warnings, two for each of its attempts; what it raises in the end says it once."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def download_dataset(repository: str, folder: str, revision: str | None = None, offline: bool = False) -> Path:
@@ -73,15 +88,16 @@ def download_dataset(repository: str, folder: str, revision: str | None = None, 
 
     name = f"{repository}/{folder}"
     try:
-        path = Path(
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=[f"{folder}/*"],
-                local_files_only=offline,
+        with _one_line():
+            path = Path(
+                snapshot_download(
+                    repository,
+                    repo_type="dataset",
+                    revision=revision,
+                    allow_patterns=[f"{folder}/*"],
+                    local_files_only=offline,
+                )
             )
-        )
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{name}: not in the cache, and the Hub cannot be reached; try again online") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
