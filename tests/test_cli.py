@@ -364,11 +364,28 @@ def test_a_log_on_a_full_disk_does_not_stop_the_batch(photos: Path, tmp_path: Pa
     assert len(snapshot(tmp_path / "clean")) == 6
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX terminals")
+def test_a_batch_outlives_its_terminal(tmp_path: Path, tiny: Path) -> None:
+    folder, clean = tmp_path / "photos", tmp_path / "clean"
+    folder.mkdir()
+    for index in range(100):
+        Image.new("RGB", (32, 32)).save(folder / f"{index}.png")
+    terminal, theirs = os.openpty()
+    command = [*COMMAND, "derain", str(folder), "-o", str(clean), "-w", str(tiny)]
+    process = subprocess.Popen(command, stderr=theirs, env=ENVIRONMENT)
+    os.close(theirs)
+    while not list(clean.glob("*.png")) and process.poll() is None:
+        time.sleep(0.02)
+    os.close(terminal)
+    assert process.wait(timeout=120) == 0
+    assert len(list(clean.iterdir())) == 100
+
+
 def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Path) -> None:
     folder, clean = tmp_path / "photos", tmp_path / "clean"
     folder.mkdir()
@@ -388,6 +405,8 @@ def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Pa
     while len(list(clean.glob("*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
+    if number == signal.SIGHUP:
+        process.send_signal(number)  # from the shell and from the system
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == code, stderr
     assert b"Traceback" not in stderr

@@ -349,7 +349,7 @@ def test_a_run_without_validations_names_no_best(pairs: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupt_saves_and_says_so(number: int, code: int, pairs: Path, tmp_path: Path) -> None:
     arguments = command(*small_run(pairs, tmp_path / "run", tmp_path / "start.safetensors", 100000))
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)

@@ -8,10 +8,10 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -135,22 +135,64 @@ def print_error(line: str, console: Console | None = None) -> None:
 
 def _print(line: str, console: Console, style: str | None = None) -> None:
     """With control characters, which may be in names of files, as Python would write them: a terminal obeys them."""
-    try:
-        console.print(CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], line), style=style)
-    except BrokenPipeError:
-        raise  # whoever read has enough
-    except OSError:
-        pass  # a log on a full disk must not stop the work
+    console.print(CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], line), style=style)
 
 
 def _standard_error() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are neither
+    file: Any = None if sys.stderr is None else _Patient(sys.stderr)
+    return Console(
+        file=file, stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False
+    )  # names are neither
+
+
+class _Patient:
+    """A stream whose failures stop nothing: a log on a full disk, a terminal that is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._patience():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._patience():
+            self._stream.flush()
+
+    @staticmethod
+    @contextmanager
+    def _patience() -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise  # whoever read has enough
+        except OSError:
+            pass
 
 
 class Terminated(BaseException):
-    """SIGTERM came in."""
+    """SIGTERM or SIGHUP came in; `number` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def hear_signals(handler: Callable[[int, FrameType | None], None], *further: signal.Signals) -> dict[int, Any]:
+    """Has a handler called when the system ends the process, the terminal goes away, or for further signals.
+
+    Returns:
+        What each was handled by before; those that nohup had ignored stay so.
+    """
+    ending = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    heard = [*further, *(number for number in ending if signal.getsignal(number) != signal.SIG_IGN)]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes(...):
@@ -164,18 +206,21 @@ class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes(...):
         self._advice = advice
 
     def __enter__(self) -> None:
-        """Makes SIGTERM clean up as Ctrl-C does."""
+        """Makes SIGTERM and SIGHUP clean up as Ctrl-C does."""
 
         def terminate(number: int, frame: FrameType | None) -> None:
-            raise Terminated
+            if number != signal.SIGTERM:  # the shell and the system both say that a terminal is gone
+                signal.signal(number, signal.SIG_IGN)
+            raise Terminated(number)
 
-        self._before = signal.signal(signal.SIGTERM, terminate)
+        self._before = hear_signals(terminate)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Maps the exception, if it is one that users can do something about."""
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         if isinstance(error, SapnetError):
             print_error(str(error))
             raise typer.Exit(EXIT_USAGE if isinstance(error, (UsageError, CheckpointError)) else EXIT_FAILED) from error
@@ -188,4 +233,4 @@ class exit_codes:  # noqa: N801  # reads as a statement: with exit_codes(...):
             raise typer.Exit(EXIT_INTERRUPTED) from error
         if isinstance(error, Terminated):
             print_error(f"terminated; {self._advice}")
-            raise typer.Exit(128 + signal.SIGTERM) from error
+            raise typer.Exit(128 + error.number) from error

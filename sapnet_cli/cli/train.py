@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sapnet_cli.cli.derain import Precision
-from sapnet_cli.cli.output import EXIT_INTERRUPTED, Output, exit_codes
+from sapnet_cli.cli.output import Output, exit_codes, hear_signals
 from sapnet_cli.cores import usable_cores
 from sapnet_cli.errors import SapnetError, UsageError
 
@@ -474,8 +474,8 @@ def _train(
             best = f", best at validation: {trainer.best:.2f} dB in best.safetensors" if trainer.scores else ""
             out.info(f"done: {output}/final.safetensors{best}")
         else:
-            out.error(f"{'terminated' if signals.number == signal.SIGTERM else 'interrupted'}; {where}")
-            raise typer.Exit(128 + signal.SIGTERM if signals.number == signal.SIGTERM else EXIT_INTERRUPTED)
+            out.error(f"{'interrupted' if signals.number == signal.SIGINT else 'terminated'}; {where}")
+            raise typer.Exit(128 + signals.number)
     finally:
         leave_processes()
 
@@ -536,13 +536,13 @@ class _Reporter:
 
 
 class _Signals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the step; the second Ctrl-C stops at once."""
+    """Turns Ctrl-C, SIGTERM or SIGHUP into a wish to stop after the step; Ctrl-C after that stops at once."""
 
     def __init__(self, out: Output) -> None:
         self._out, self.number = out, 0
 
     def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = hear_signals(self._note, signal.SIGINT)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -550,8 +550,10 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.number:
+            return
         self.number = number
         self._out.info("saving after this step; Ctrl-C again stops at once")
 
