@@ -118,6 +118,7 @@ def _to_planes(image: NDArray[Any] | Image.Image | Tensor) -> list[Pixels]:
         return _to_planes(np.asarray(image))
     if not isinstance(image, np.ndarray):
         raise ImageError(f"expected a NumPy array, a PIL image or a tensor, got {type(image).__name__}")
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)  # as FITS and big-endian TIFF have them
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:

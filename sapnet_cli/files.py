@@ -72,7 +72,7 @@ def find_remote(path: Path) -> Iterator[tuple[Path, PurePosixPath]]:
     except Exception as error:  # each store has errors of its own
         raise UsageError(f"{path}: cannot be reached: {_describe(error)}") from error
     if not found:
-        raise UsageError(f"{path}: nothing is there")
+        raise UsageError(f"{path}: nothing is there{', or it cannot be reached' if _is_remote(path) else ''}")
     for each in sorted(found):
         place = PurePosixPath(each).relative_to(PurePosixPath(folder.path))  # type: ignore[attr-defined]
         yield folder / str(place), place

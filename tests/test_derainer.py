@@ -22,16 +22,18 @@ def derainer(tmp_path_factory: pytest.TempPathFactory) -> Derainer:
     return Derainer(weights=path, device="cpu", precision="fp32")
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2", "float16", "float32", ">f4", "float64"])
 @pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
 def test_arrays(derainer: Derainer, dtype: str, channels: int | None) -> None:
-    base = random_pixels(18, 25, dtype if dtype.startswith("uint") else "float32").astype(dtype)
+    native = np.dtype(dtype).newbyteorder("=")
+    base = random_pixels(18, 25, str(native) if native.kind == "u" else "float32").astype(dtype)
     image = np.dstack((base, base[..., 1]))[..., slice(channels)] if channels else base[..., 0]
     before = image.copy()
     derained = derainer.derain(image)
     assert (derained.shape, derained.dtype) == (image.shape, image.dtype)
     assert np.array_equal(image, before)
     assert not np.array_equal(derained, image)
+    assert np.array_equal(derained, derainer.derain(image.astype(native)))
     if channels in (2, 4):
         assert np.array_equal(derained[..., -1], image[..., -1])
 
