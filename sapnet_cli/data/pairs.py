@@ -97,9 +97,8 @@ def find_pairs(source: Path, side_by_side: SideBySide | None = None) -> PairList
     if side_by_side is not None and (files := list_pictures(source)):
         pairs = tuple(Pair(path, path, side_by_side) for path in files)
         return PairListing(source, f"side by side, {side_by_side}", pairs)
-    below = [path for path in sorted(source.iterdir()) if path.is_dir() and _find_in_folder(path)]
-    if below:
-        raise UsageError(f"{source}: no pairs right in it; name the folder below that has them, as {below[0]}")
+    if below := next((path for path in _folders_in(source) if _find_in_folder(path)), None):
+        raise UsageError(f"{source}: no pairs right in it; name the folder below that has them, as {below}")
     layouts = "input/ + target/, rainy/ + gt/, rain/ + norain/, rainy_image/ + ground_truth/, rain-*.png + norain-*.png"
     advice = "" if side_by_side else "; if each file holds both, give --side-by-side clean-left or clean-right"
     raise UsageError(f"{source}: no rainy and clean pairs found; expected {layouts}, or a CSV file{advice}")
@@ -115,6 +114,11 @@ def find_unpaired(source: Path) -> PairListing | None:
     files = list_pictures(source) if source.is_dir() else [source] if source.suffix.lower() in FORMAT_OF_SUFFIX else []
     files = [path for path in files if path.is_file()]
     return PairListing(source, "no ground truth", tuple(Pair(path, path) for path in files)) if files else None
+
+
+def _folders_in(source: Path) -> list[Path]:
+    """Those that may be looked into."""
+    return sorted(path for path in source.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.X_OK))
 
 
 def _find_in_folder(source: Path) -> PairListing | None:
@@ -203,7 +207,7 @@ def _clean_names(stem: str) -> Iterator[str]:
 def _match_scenes(source: Path) -> PairListing | None:
     """Scenes of GT-RAIN, one or a folder of them: all rainy frames with the clean one, or with that of their number."""
     pairs, problems = [], []
-    for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+    for folder in (source, *_folders_in(source)):
         named = [(path, name) for path in list_pictures(folder) if (name := _GT_RAIN.fullmatch(path.stem.lower()))]
         clean = {name[1] + name[3]: path for path, name in named if name[2] == "c"}
         for path, name in named:
