@@ -109,6 +109,15 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(filter(is_picture_file, folder.iterdir()), key=_natural_order)
 
 
+def list_tree(folder: Path) -> list[Path]:
+    """The pictures of a folder and of those below it, links and hidden ones left out, folder by folder."""
+    files = []
+    for parent, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += list_pictures(Path(parent))
+    return files
+
+
 def find_unpaired(source: Path) -> PairListing | None:
     """The pictures right in a folder, or the one picture, each its own partner; None if there is none."""
     files = list_pictures(source) if source.is_dir() else [source] if source.suffix.lower() in FORMAT_OF_SUFFIX else []
@@ -137,7 +146,7 @@ def _match(source: Path, rainy_folder: Path, clean_folder: Path) -> PairListing:
         clean_files = [path for path in list_pictures(source) if _is_named(path, "norain", _CLEAN_AFFIX)]
         rainy_files = [path for path in list_pictures(rainy_folder) if _is_named(path, "rain", _RAINY_AFFIX)]
     else:
-        rainy_files, clean_files = _list_tree(rainy_folder), _list_tree(clean_folder)
+        rainy_files, clean_files = list_tree(rainy_folder), list_tree(clean_folder)
     clean = {(_place(path, clean_folder), path.stem.lower()): path for path in clean_files}
     scenes = {key: (key[0], _CLEAN_AFFIX.sub("", key[1])) for key in clean}
     counts = Counter(scenes.values())
@@ -180,15 +189,6 @@ def _named(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
 def _is_named(path: Path, beginning: str, affix: re.Pattern[str]) -> bool:
     stem = path.stem.lower()
     return stem.startswith(beginning) or affix.search(stem) is not None
-
-
-def _list_tree(folder: Path) -> list[Path]:
-    """The pictures of a folder and of those below it, links and hidden ones left out, folder by folder."""
-    files = []
-    for parent, folders, _ in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += list_pictures(Path(parent))
-    return files
 
 
 def _place(path: Path, folder: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sapnet_cli.data.crops import CropSource
-from sapnet_cli.data.pairs import Pair, SideBySide, find_pairs, list_pictures
+from sapnet_cli.data.pairs import Pair, SideBySide, find_pairs, list_tree
 from sapnet_cli.data.pictures import (
     CheckedPair,
     PictureCache,
@@ -180,9 +180,9 @@ def _read_clean(
     name: str, weight: float, rain: RainGenerator, cache: PictureCache, problems: list[str], report: Progress | None
 ) -> _Set:
     folder = Path(name)
-    files = list_pictures(folder) if folder.is_dir() else []
+    files = list_tree(folder) if folder.is_dir() else []
     if not files:
-        raise UsageError(f"{name}: no folder with clean photos right in it")
+        raise UsageError(f"{name}: no folder with clean photos in it")
     pairs = [Pair(path, path) for path in files]
     good, bad = check_pairs(pairs, cache, None if report is None else lambda done: report(name, done, len(pairs)))
     problems.extend(bad)
@@ -193,9 +193,9 @@ def _read_layers(folders: Sequence[str]) -> list[Pixels]:
     layers = []
     for name in folders:
         folder = Path(name)
-        files = list_pictures(folder) if folder.is_dir() else []
+        files = list_tree(folder) if folder.is_dir() else []
         if not files:
-            raise UsageError(f"{name}: no folder with rain layers right in it")
+            raise UsageError(f"{name}: no folder with rain layers in it")
         cache = PictureCache(0)
         try:
             layers += [cache.read(Pair(path, path))[0] for path in files]
