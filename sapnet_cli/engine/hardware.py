@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import re
 import sys
 
@@ -22,12 +23,18 @@ MALLOC_TRIM, MALLOC_MMAP = (-1, 2**29), (-3, 2**25)
 """Of glibc's `mallopt`: its parameters, and how many freed bytes to keep, of blocks up to which size."""
 
 
+KERNELS_KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"
+"""A size of picture needs some 70. oneDNN's own number, 1024, is half a gigabyte where each picture has another."""
+
+
 def prepare_process() -> None:
     """Sets what holds for the whole process: for programs, not for libraries.
 
-    glibc is told to keep some of what is freed; else each plane of features is given back and faulted in anew. And
-    NVIDIA GPUs multiply fp32 as it is: in TF32, PyTorch's default, its mantissa is as short as that of fp16.
+    glibc is told to keep some of what is freed; else each plane of features is given back and faulted in anew. oneDNN
+    is told to keep fewer of its kernels, of which each size of picture has its own. And NVIDIA GPUs multiply fp32 as it
+    is: in TF32, PyTorch's default, its mantissa is as short as that of fp16.
     """
+    os.environ.setdefault(*KERNELS_KEPT)  # read at the first convolution
     for parameter, value in (MALLOC_TRIM, MALLOC_MMAP):
         _call_glibc("mallopt", parameter, value)
     torch.backends.cudnn.allow_tf32 = False
