@@ -266,6 +266,20 @@ def test_in_place_does_not_cost_further_pages(tmp_path: Path, tiny: Path) -> Non
     assert run("derain", "pages.tif", "-o", "first.tif", "-w", tiny, cwd=tmp_path).returncode == 0
 
 
+def test_in_place_does_not_cost_the_film_of_a_motion_photo(tmp_path: Path, tiny: Path) -> None:
+    path = tmp_path / "PXL.MP.jpg"
+    Image.fromarray(random_pixels(8, 8)).save(path)
+    path.write_bytes(path.read_bytes() + b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(100))
+    before = snapshot(tmp_path)
+    result = run("derain", path, "--in-place", "-w", tiny)
+    assert result.returncode == 1
+    assert "a motion photo, whose film --in-place would lose" in result.stderr.decode()
+    assert snapshot(tmp_path) == before
+    result = run("derain", path, "-o", tmp_path / "still.jpg", "-w", tiny)
+    assert result.returncode == 0
+    assert "the film left out" in result.stderr.decode()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_names_that_are_not_text(photos: Path, tmp_path: Path, tiny: Path) -> None:
     name = os.fsencode(photos) + b"/caf\xe9 \xc3\xa9.png"

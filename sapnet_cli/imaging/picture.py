@@ -70,6 +70,7 @@ class Picture:
         format: Pillow's name of the file's format.
         metadata: what else the file holds.
         frames: how many pictures the file holds; only the first is read.
+        film: whether a few seconds of video lie behind the picture, as phones put them there.
     """
 
     rgb: Samples
@@ -78,6 +79,7 @@ class Picture:
     format: str = "PNG"
     metadata: Metadata = field(default_factory=Metadata)
     frames: int = 1
+    film: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -47,6 +48,9 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypqt", "a video is not read; save its frames as pictures first"),
 )
 """Where in a file which bytes say that it is what people try, but sapnet does not read, and what to do."""
+
+FILM = re.compile(rb"ftyp(?:mp4|iso|qt  |avc|M4V|MSNV)")
+"""How a video begins; behind a JPEG or HEIC it is that of a motion photo."""
 
 IPTC_RESOURCE, IPTC_TIFF_TAG = 0x0404, 33723
 """Where Photoshop's resources, and where a TIFF file, hold an IIM stream."""
@@ -140,7 +144,8 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
             rgb = _samples(image, "RGB")
     rgb = _turn(rgb, orientation)
     alpha = None if alpha is None else _turn(alpha, orientation)
-    return Picture(rgb, alpha, grey, image_format, metadata, frames)
+    film = image_format in ("JPEG", "HEIF") and FILM.search(data) is not None
+    return Picture(rgb, alpha, grey, image_format, metadata, frames, film)
 
 
 def _samples(image: Image.Image, mode: str) -> Samples:
