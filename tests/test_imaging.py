@@ -434,6 +434,27 @@ def test_what_png_says_of_its_colours_stays() -> None:
     assert decode(encode(picture, "JPEG")).metadata.png_colour is None
 
 
+def test_text_of_png_stays() -> None:
+    plain = save(Image.fromarray(random_pixels(8, 8)), "PNG")
+    before = png_chunk(b"tEXt", b"Copyright\0me") + png_chunk(b"zTXt", b"Author\0\0" + zlib.compress(b"me"))
+    behind = png_chunk(b"iTXt", b"Title\0\0\0\0\0R\xc3\xa4in")
+    damaged = before[:20] + b"?" + before[21:]
+    xmp = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta/>")
+    picture = decode(plain[:33] + before + xmp + plain[33:-12] + behind + damaged[:24] + plain[-12:])
+    image = Image.open(io.BytesIO(encode(picture, "PNG")))
+    image.load()
+    assert image.text == {"XML:com.adobe.xmp": "<x:xmpmeta/>", "Copyright": "me", "Author": "me", "Title": "Räin"}
+    assert encode(picture, "PNG").count(b"xmpmeta") == 1
+    assert decode(plain).metadata.png_text is None
+
+
+def test_a_jpeg_keeps_its_comment() -> None:
+    data = save(Image.fromarray(random_pixels(8, 8)), "JPEG", comment=b"Rue de Rivoli")
+    picture = decode(data)
+    assert Image.open(io.BytesIO(encode(picture, "JPEG"))).info["comment"] == b"Rue de Rivoli"
+    assert "comment" not in Image.open(io.BytesIO(encode(picture, "WEBP"))).info
+
+
 @pytest.mark.parametrize("alpha", [False, True])
 def test_webp_without_loss_stays_so(alpha: bool) -> None:
     pixels = random_pixels(33, 20)

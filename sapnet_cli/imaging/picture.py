@@ -48,6 +48,8 @@ class Metadata:
         dpi: horizontal and vertical resolution in pixels an inch.
         compression: Pillow's name of a TIFF file's compression, or `lossless` of such a WebP.
         png_colour: the chunks of a PNG that say what its colours are, beside a profile.
+        png_text: the chunks of a PNG that hold titles, names, rights and the like.
+        comment: of a JPEG.
     """
 
     exif: bytes | None = None
@@ -57,6 +59,8 @@ class Metadata:
     dpi: tuple[float, float] | None = None
     compression: str | None = None
     png_colour: bytes | None = None
+    png_text: bytes | None = None
+    comment: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -57,6 +58,9 @@ IPTC_RESOURCE, IPTC_TIFF_TAG = 0x0404, 33723
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR = frozenset({b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI"})
+PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+OTHERWISE_KEPT = re.compile(rb"XML:com.adobe.xmp\0|Raw profile type ")
+"""What such a chunk begins with if it is XMP, EXIF or the like."""
 
 MIN_IS_WHITE, APART, PREMULTIPLIED = 0, 2, 1
 """Of TIFF's PhotometricInterpretation, PlanarConfiguration and ExtraSamples."""
@@ -184,7 +188,9 @@ def _metadata(image: Image.Image, image_format: str, data: bytes) -> tuple[int, 
         _iptc(image, data),
         dpi,
         compression if isinstance(compression, str) else None,
-        b"".join(chunk for kind, chunk in png_chunks(data) if kind in PNG_COLOUR) or None,
+        b"".join(png_chunks(data, PNG_COLOUR)) or None,
+        b"".join(chunk for chunk in png_chunks(data, PNG_TEXT) if not OTHERWISE_KEPT.match(chunk, 8)) or None,
+        info.get("comment") if image_format == "JPEG" else None,
     )
 
 
@@ -197,13 +203,15 @@ def _is_lossless_webp(data: bytes) -> bool:
     return kind == b"VP8L"
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kinds and whole chunks of a PNG before its pixels; none of what is no PNG."""
+def png_chunks(data: bytes, kinds: Collection[bytes]) -> Iterator[bytes]:
+    """The whole and undamaged chunks of a PNG of such kinds; none of what is no PNG."""
     position, kind = len(PNG_SIGNATURE), b""
-    while data.startswith(PNG_SIGNATURE) and position + 8 <= len(data) and kind != b"IDAT":
+    while data.startswith(PNG_SIGNATURE) and position + 12 <= len(data) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
-        yield kind, data[position : position + 12 + length]
-        position += 12 + length
+        end = position + 12 + length
+        if kind in kinds and data[end - 4 : end] == struct.pack(">I", zlib.crc32(data[position + 4 : end - 4])):
+            yield data[position:end]
+        position = end
 
 
 def _iptc(image: Image.Image, data: bytes) -> bytes | None:

@@ -131,6 +131,8 @@ def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> byte
     if image_format == "JPEG":
         optimize = image.width * image.height <= OPTIMIZED_PIXELS
         options |= {"quality": quality, "subsampling": "4:4:4", "optimize": optimize}
+        if metadata.comment:
+            options["comment"] = metadata.comment
     elif image_format == "PNG":
         text = PngImagePlugin.PngInfo()
         if metadata.xmp:
@@ -187,7 +189,7 @@ def _encode_png(picture: Picture) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8 * samples.itemsize, colour_type, 0, 0, 0)
     pixel = replace(picture, rgb=np.zeros((1, 1, 3), np.uint8), alpha=None)
     chunks = [PNG_SIGNATURE, _png_chunk(b"IHDR", header), picture.metadata.png_colour or b""]
-    chunks += [chunk for kind, chunk in png_chunks(_encode_by_pillow(pixel, "PNG", 0)) if kind in METADATA_CHUNKS]
+    chunks += [*png_chunks(_encode_by_pillow(pixel, "PNG", 0), METADATA_CHUNKS), picture.metadata.png_text or b""]
     deflate, packed = isal_zlib.compressobj(DEFLATE_LEVEL), []
     above = np.zeros((1, samples[0].nbytes), np.uint8)
     band = max(1, PNG_BAND // samples[0].nbytes)
