@@ -93,6 +93,14 @@ def test_each_picture_of_a_list_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert [pair.output for pair in pairs] == ["a/1.png", "b/1.png.png", "b/1.jpg.png", "b/2.png"]
 
 
+def test_no_picture_is_its_own_truth(tmp_path: Path) -> None:
+    for name in ("rain_1_clean.png", "2_rain.png", "2_clean.png"):
+        save(tmp_path / name, random_pixels(8, 8))
+    assert [(pair.rainy.name, pair.clean.name) for pair in find_pairs(tmp_path).pairs] == [
+        ("2_rain.png", "2_clean.png")
+    ]
+
+
 def test_names_that_fit_two_clean_pictures_fit_none(tmp_path: Path) -> None:
     for name in ("rainy/1_rain.png", "rainy/2_rain.png", "gt/1_clean.png", "gt/1_gt.png", "gt/2_clean.png"):
         save(tmp_path / name, random_pixels(8, 8))

@@ -110,7 +110,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def list_tree(folder: Path) -> list[Path]:
-    """The pictures of a folder and of those below it, links and hidden ones left out, folder by folder."""
+    """The pictures of a folder and of those below it, folder by folder, but for linked and hidden folders."""
     files = []
     for parent, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -144,7 +144,9 @@ def _match(source: Path, rainy_folder: Path, clean_folder: Path) -> PairListing:
     """Finds the ground truth of each rainy picture by its name, in the same folder below if there are any."""
     if clean_folder == source:  # only names tell here what is clean
         clean_files = [path for path in list_pictures(source) if _is_named(path, "norain", _CLEAN_AFFIX)]
-        rainy_files = [path for path in list_pictures(rainy_folder) if _is_named(path, "rain", _RAINY_AFFIX)]
+        taken = set(clean_files)
+        others = (path for path in list_pictures(rainy_folder) if path not in taken)
+        rainy_files = [path for path in others if _is_named(path, "rain", _RAINY_AFFIX)]
     else:
         rainy_files, clean_files = list_tree(rainy_folder), list_tree(clean_folder)
     clean = {(_place(path, clean_folder), path.stem.lower()): path for path in clean_files}
