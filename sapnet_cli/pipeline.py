@@ -140,6 +140,8 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
         if picture.frames > 1 and picture.format != "JPEG" and job.target == job.source:
             # beside a JPEG there are previews and gain maps, but elsewhere pages and films
             raise ImageError(f"holds {picture.frames} pictures, of which --in-place would keep one; give --output")
+        if picture.depth > 8 and job.target == job.source:
+            raise ImageError(f"has {picture.depth} bits a sample, of which --in-place would keep 8; give --output")
         if picture.film and job.target == job.source:
             raise ImageError("a motion photo, whose film --in-place would lose; give --output")
     except SapnetError as error:
@@ -282,8 +284,14 @@ def _losses(picture: Picture, image_format: str) -> tuple[str, ...]:
     notes = []
     if picture.frames > 1:
         notes.append(f"holds {picture.frames} pictures, of which the first was derained")
+    if picture.depth > 8:
+        notes.append(f"has {picture.depth} bits a sample, of which 8 were kept")
     if picture.film:
         notes.append("a motion photo, of which the photo was derained and the film left out")
+    if b"cICP" in (picture.metadata.png_colour or b"") and image_format != "PNG":
+        notes.append(
+            f"{image_format} has no room for what this PNG says of its colours (cICP); they may look otherwise"
+        )
     if picture.alpha is not None and image_format not in ALPHA_FORMATS:
         notes.append(f"{image_format} has no transparency; it was left out")
     if picture.rgb.dtype == np.uint16 and image_format not in SIXTEEN_BIT_FORMATS:

@@ -455,6 +455,30 @@ def test_a_jpeg_keeps_its_comment() -> None:
     assert "comment" not in Image.open(io.BytesIO(encode(picture, "WEBP"))).info
 
 
+@pytest.mark.parametrize(
+    ("colours", "message"), [((9, 16), "HDR"), ((9, 18), "HDR"), ((12, 13), "wider than sRGB"), ((2, 2), None)]
+)
+def test_colours_that_would_be_taken_for_srgb(colours: tuple[int, int], message: str | None) -> None:
+    plain = save(Image.fromarray(random_pixels(32, 32)), "AVIF")
+    data = plain.replace(b"colrnclx\0\1\0\x0d", b"colrnclx" + struct.pack(">2H", *colours))
+    assert data != plain
+    if message is None:
+        assert decode(data).depth == 8
+        return
+    with pytest.raises(ImageError, match=message):
+        decode(data)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with_profile = save(Image.fromarray(random_pixels(32, 32)), "AVIF", icc_profile=profile)
+    assert decode(with_profile).metadata.icc_profile == profile
+
+
+def test_ten_bits_are_said_to_become_eight(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    samples = random_pixels(64, 64, "uint16")
+    heif.from_bytes(mode="RGB;16", size=(64, 64), data=samples.tobytes()).save(tmp_path / "ten.heic")
+    assert decode((tmp_path / "ten.heic").read_bytes()).depth > 8
+
+
 @pytest.mark.parametrize("alpha", [False, True])
 def test_webp_without_loss_stays_so(alpha: bool) -> None:
     pixels = random_pixels(33, 20)

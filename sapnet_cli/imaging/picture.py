@@ -75,6 +75,7 @@ class Picture:
         metadata: what else the file holds.
         frames: how many pictures the file holds; only the first is read.
         film: whether a few seconds of video lie behind the picture, as phones put them there.
+        depth: bits a sample of an AVIF or HEIC file, of which 8 are read; 8 for all others.
     """
 
     rgb: Samples
@@ -84,6 +85,7 @@ class Picture:
     metadata: Metadata = field(default_factory=Metadata)
     frames: int = 1
     film: bool = False
+    depth: int = 8
 
     @property
     def size(self) -> tuple[int, int]:
