@@ -53,8 +53,10 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
 FILM = re.compile(rb"ftyp(?:mp4|iso|qt  |avc|M4V|MSNV)")
 """How a video begins; behind a JPEG or HEIC it is that of a motion photo."""
 
-HEIF_COLOURS = re.compile(rb"colrnclx(.{4})", re.DOTALL)
-HEIF_DEPTHS = re.compile(rb"pixi\0{4}[\1-\4]([\1-\x10]{1,4})")
+AVIF_COLOURS = re.compile(rb"colrnclx(.{4})", re.DOTALL)
+AVIF_DEPTH = re.compile(rb"pixi\0{4}[\1-\4]([\1-\x10])")
+"""Of the first picture that a file describes, which is the one that is shown; gain maps and masks follow."""
+
 HDR_TRANSFERS, NARROW_PRIMARIES = (16, 18), (1, 2, 5, 6)
 
 IPTC_RESOURCE, IPTC_TIFF_TAG = 0x0404, 33723
@@ -156,19 +158,24 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
     depth = 8
     if image_format in ("AVIF", "HEIF"):
         if metadata.icc_profile is None:
-            _refuse_colours(data)
-        depth = max((max(found[1]) for found in HEIF_DEPTHS.finditer(data)), default=8)
+            _refuse_colours(image, data)
+        found = AVIF_DEPTH.search(data)
+        depth = image.info.get("bit_depth") or (found[1][0] if found else 8)
     return Picture(rgb, alpha, grey, image_format, metadata, frames, film, depth)
 
 
-def _refuse_colours(data: bytes) -> None:
+def _refuse_colours(image: Image.Image, data: bytes) -> None:
     """Colours that an AVIF or HEIC file describes by numbers (CICP, ITU-T H.273), and that would be taken for sRGB."""
-    if found := HEIF_COLOURS.search(data):
+    if described := image.info.get("nclx_profile"):  # of HEIC; Pillow says nothing of AVIF
+        primaries, transfer = described["color_primaries"], described["transfer_characteristics"]
+    elif found := AVIF_COLOURS.search(data):
         primaries, transfer = struct.unpack(">HH", found[1])
-        if transfer in HDR_TRANSFERS:
-            raise ImageError("an HDR picture (PQ or HLG) is not read; save it as sRGB, or with 16 bits, first")
-        if primaries not in NARROW_PRIMARIES:
-            raise ImageError("its colours are wider than sRGB, and no ICC profile says so; save it with one first")
+    else:
+        return
+    if transfer in HDR_TRANSFERS:
+        raise ImageError("an HDR picture (PQ or HLG) is not read; save it as sRGB, or with 16 bits, first")
+    if primaries not in NARROW_PRIMARIES:
+        raise ImageError("its colours are wider than sRGB, and no ICC profile says so; save it with one first")
 
 
 def _samples(image: Image.Image, mode: str) -> Samples:
