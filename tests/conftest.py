@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, so that tests do not starve each other's processes
@@ -72,6 +73,12 @@ def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (
     """Where the results of which pictures would go."""
     jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
     return {job.source_name: job.target_name for job in jobs}
+
+
+def hear_signals() -> None:
+    """For a process of a test's own: where tests run in a script's background or by nohup, it would ignore these."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def invoke(*arguments: object, code: int = 0, **environment: str) -> Result:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLES, invoke, random_model, random_pixels
+from conftest import EXAMPLES, hear_signals, invoke, random_model, random_pixels
 from PIL import ExifTags, Image
 from rich.console import Console
 
@@ -395,10 +395,6 @@ def test_a_batch_outlives_its_terminal(tmp_path: Path, tiny: Path) -> None:
     assert len(list(clean.iterdir())) == 100
 
 
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Path) -> None:
     folder, clean = tmp_path / "photos", tmp_path / "clean"
@@ -412,8 +408,7 @@ def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
-        # where these tests run in the background of a script, Ctrl-C is ignored, and so by what they start
-        preexec_fn=_hear_interrupts,
+        preexec_fn=hear_signals,
     )
     deadline = time.monotonic() + 120
     while len(list(clean.glob("*.png"))) < 3 and time.monotonic() < deadline:
