@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,12 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny: Path) -> None:
     exif[ExifTags.Base.ImageDescription] = "long " * 20_000
     image = Image.fromarray(random_pixels(20, 30)).convert("RGBA")
     image.save(tmp_path / "a.png", exif=exif)
+    png = (tmp_path / "a.png").read_bytes()
+    cicp = b"cICP" + bytes((9, 16, 0, 1))
+    chunk = b"\0\0\0\4" + cicp + zlib.crc32(cicp).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(png[:33] + chunk + png[33:])
     result = invoke("derain", tmp_path / "a.png", "-o", tmp_path / "a.jpg", "-w", tiny)
+    assert "JPEG has no room for what this PNG says of its colours (cICP)" in result.stderr
     assert "JPEG has no transparency; it was left out" in result.stderr
     assert "EXIF of 100" in result.stderr
     assert "too long for JPEG; it was left out" in result.stderr
