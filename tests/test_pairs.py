@@ -244,6 +244,16 @@ def sampler(folder: Path, augmentation: Augmentation | None = None, capacity: in
     return CropSampler([CropSource(tuple(pairs))], cache, 0, augmentation)
 
 
+def test_a_shared_ground_truth_is_kept_once(tmp_path: Path) -> None:
+    for name in ("rainy_image/7_1.png", "rainy_image/7_2.png", "ground_truth/7.png"):
+        save(tmp_path / name, random_pixels(32, 32))
+    cache = PictureCache(2**20)
+    pairs, problems = check_pairs(find_pairs(tmp_path).pairs, cache)
+    assert not problems
+    assert len(cache) == 3
+    assert cache.read(pairs[0].pair)[1] is cache.read(pairs[1].pair)[1]
+
+
 def test_crops_of_a_pair_stay_together(tmp_path: Path) -> None:
     rainy, clean = sampler(write_pairs(tmp_path)).batch(BatchRequest(0, 0, 16, 24))
     assert rainy.shape == clean.shape == (16, 24, 24, 3)

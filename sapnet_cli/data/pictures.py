@@ -45,11 +45,14 @@ class CheckedPair:
 
 
 class PictureCache:
-    """Decoded pairs, kept up to a number of bytes; those beyond are decoded whenever they are asked for."""
+    """Decoded pictures, kept up to a number of bytes; those beyond are decoded whenever they are asked for.
+
+    A ground truth that several rainy pictures share is kept once.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._kept: dict[Pair, tuple[Pixels, Pixels]] = {}
+        self._kept: dict[Path, Pixels] = {}
 
     def read(self, pair: Pair) -> tuple[Pixels, Pixels]:
         """The rainy and the clean picture, each (H, W, 3) uint8.
@@ -57,26 +60,36 @@ class PictureCache:
         Raises:
             ImageError: one of the files cannot be read, or they differ in size.
         """
-        if (kept := self._kept.get(pair)) is not None:
+        return read_pair(pair, self._read)
+
+    def _read(self, path: Path) -> Pixels:
+        if (kept := self._kept.get(path)) is not None:
             return kept
-        pictures = read_pair(pair)
-        size = sum(picture.nbytes for picture in {id(picture): picture for picture in pictures}.values())
-        if size <= self._capacity:
-            self._capacity -= size  # two threads at once may overdraw by a pair, which does no harm
-            self._kept[pair] = pictures
-        return pictures
+        pixels = _read(path)
+        if pixels.nbytes <= self._capacity:
+            self._capacity -= pixels.nbytes  # two threads at once may overdraw by a picture, which does no harm
+            self._kept[path] = pixels
+        return pixels
 
     def __len__(self) -> int:
         return len(self._kept)
 
 
-def read_pair(pair: Pair) -> tuple[Pixels, Pixels]:
-    """Decodes a pair; 16 bits are rounded to 8, transparency is ignored. Returns and raises as `PictureCache.read`."""
-    rainy = _read(pair.rainy)
+def read_pair(pair: Pair, read: Callable[[Path], Pixels] | None = None) -> tuple[Pixels, Pixels]:
+    """Decodes a pair; 16 bits are rounded to 8, transparency is ignored.
+
+    Args:
+        pair: what to read.
+        read: gives the pixels of one file; None decodes it.
+
+    Returns and raises as `PictureCache.read`.
+    """
+    read = read or _read
+    rainy = read(pair.rainy)
     if pair.side_by_side is not None:
         left, right = np.split(rainy[:, : rainy.shape[1] // 2 * 2], 2, axis=1)
         return (right, left) if pair.side_by_side == "clean-left" else (left, right)
-    clean = rainy if pair.clean == pair.rainy else _read(pair.clean)
+    clean = rainy if pair.clean == pair.rainy else read(pair.clean)
     if rainy.shape != clean.shape:
         sizes = [f"{picture.shape[1]}x{picture.shape[0]}" for picture in (rainy, clean)]
         raise ImageError(f"{pair.rainy} is {sizes[0]}, but {pair.clean} is {sizes[1]}")
