@@ -137,13 +137,8 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
         check_size(*picture.size, image_format)
         if job.compare is not None:
             check_size(2 * picture.size[0] + COMPARE_GAP, picture.size[1], image_format)
-        if picture.frames > 1 and picture.format != "JPEG" and job.target == job.source:
-            # beside a JPEG there are previews and gain maps, but elsewhere pages and films
-            raise ImageError(f"holds {picture.frames} pictures, of which --in-place would keep one; give --output")
-        if picture.depth > 8 and job.target == job.source:
-            raise ImageError(f"has {picture.depth} bits a sample, of which --in-place would keep 8; give --output")
-        if picture.film and job.target == job.source:
-            raise ImageError("a motion photo, whose film --in-place would lose; give --output")
+        if job.target == job.source:
+            _refuse_losses(picture)
     except SapnetError as error:
         return Record(job, "failed", error=str(error))
     except OSError as error:
@@ -278,6 +273,17 @@ def _format_of(job: Job, picture: Picture) -> str:
     """What its output is written as: as was asked, by the target's name, or as the source is."""
     by_name = None if job.target is None else FORMAT_OF_SUFFIX.get(job.target.suffix.lower())
     return job.format or by_name or picture.format
+
+
+def _refuse_losses(picture: Picture) -> None:
+    """What nobody could get back when the result has replaced its source."""
+    if picture.frames > 1 and picture.format != "JPEG":
+        # beside a JPEG there are previews and gain maps, but elsewhere pages and films
+        raise ImageError(f"holds {picture.frames} pictures, of which --in-place would keep one; give --output")
+    if picture.depth > 8:
+        raise ImageError(f"has {picture.depth} bits a sample, of which --in-place would keep 8; give --output")
+    if picture.film:
+        raise ImageError("a motion photo, whose film --in-place would lose; give --output")
 
 
 def _losses(picture: Picture, image_format: str) -> tuple[str, ...]:

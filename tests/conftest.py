@@ -75,9 +75,16 @@ def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (
     return {job.source_name: job.target_name for job in jobs}
 
 
+HANG_UP = getattr(signal, "SIGHUP", 1)
+"""Windows has none, but collects the tests that it skips."""
+
+ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (HANG_UP, 129)]
+"""Signals, and the exit codes of those whom they end."""
+
+
 def hear_signals() -> None:
     """For a process of a test's own: where tests run in a script's background or by nohup, it would ignore these."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, HANG_UP):
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLES, hear_signals, invoke, random_model, random_pixels
+from conftest import ENDINGS, EXAMPLES, HANG_UP, hear_signals, invoke, random_model, random_pixels
 from PIL import ExifTags, Image
 from rich.console import Console
+from test_imaging import png_chunk
 
 from sapnet_cli.cli.output import Output
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
@@ -129,9 +129,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny: Path) -> None:
     image = Image.fromarray(random_pixels(20, 30)).convert("RGBA")
     image.save(tmp_path / "a.png", exif=exif)
     png = (tmp_path / "a.png").read_bytes()
-    cicp = b"cICP" + bytes((9, 16, 0, 1))
-    chunk = b"\0\0\0\4" + cicp + zlib.crc32(cicp).to_bytes(4, "big")
-    (tmp_path / "a.png").write_bytes(png[:33] + chunk + png[33:])
+    (tmp_path / "a.png").write_bytes(png[:33] + png_chunk(b"cICP", bytes((9, 16, 0, 1))) + png[33:])
     result = invoke("derain", tmp_path / "a.png", "-o", tmp_path / "a.jpg", "-w", tiny)
     assert "JPEG has no room for what this PNG says of its colours (cICP)" in result.stderr
     assert "JPEG has no transparency; it was left out" in result.stderr
@@ -401,7 +399,7 @@ def test_a_batch_outlives_its_terminal(tmp_path: Path, tiny: Path) -> None:
     assert len(list(clean.iterdir())) == 100
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Path) -> None:
     folder, clean = tmp_path / "photos", tmp_path / "clean"
     folder.mkdir()
@@ -420,7 +418,7 @@ def test_interrupted(number: signal.Signals, code: int, tmp_path: Path, tiny: Pa
     while len(list(clean.glob("*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    if number == signal.SIGHUP:
+    if number == HANG_UP:
         process.send_signal(number)  # from the shell and from the system
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == code, stderr

@@ -603,7 +603,6 @@ def test_streaks_are_long_when_the_shutter_is_slow() -> None:
     assert elongation(1 / 40) > elongation(1 / 2000) + 0.2
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell's file names")
 def test_clean_photos_may_lie_in_folders(tmp_path: Path) -> None:
     for name in ("a.png", "2024/b.png", "2024/june/c.png"):
         save(tmp_path / name, random_pixels(32, 32, seed=ord(name[-5])))
@@ -611,6 +610,7 @@ def test_clean_photos_may_lie_in_folders(tmp_path: Path) -> None:
     assert [pair.pair.rainy.name for pair in data.sources[0].pairs] == ["a.png", "b.png", "c.png"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell's file names")
 def test_a_folder_that_ends_in_a_number_is_not_a_weight(tmp_path: Path) -> None:
     from sapnet_cli.cli.train import _weighted
 

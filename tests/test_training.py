@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import hear_signals, invoke
+from conftest import ENDINGS, hear_signals, invoke
 from safetensors.torch import load_file
 from test_pairs import write_pairs
 
@@ -349,7 +349,7 @@ def test_a_run_without_validations_names_no_best(pairs: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_an_interrupt_saves_and_says_so(number: int, code: int, pairs: Path, tmp_path: Path) -> None:
     arguments = command(*small_run(pairs, tmp_path / "run", tmp_path / "start.safetensors", 100000))
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=hear_signals)

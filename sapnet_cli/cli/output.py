@@ -142,9 +142,8 @@ def _standard_error() -> Console:
     from rich.console import Console
 
     file: Any = None if sys.stderr is None else _Patient(sys.stderr)
-    return Console(
-        file=file, stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False
-    )  # names are neither
+    # names of files are neither markup nor emoji
+    return Console(file=file, stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Patient:

@@ -550,9 +550,9 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
-            raise KeyboardInterrupt
         if self.number:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             return
         self.number = number
         self._out.info("saving after this step; Ctrl-C again stops at once")

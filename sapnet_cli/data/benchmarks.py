@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sapnet_cli.data.pairs import PairListing, find_pairs
-from sapnet_cli.errors import UsageError
+from sapnet_cli.data.pairs import PairListing, find_in_folder
 
 DATA_VARIABLE = "SAPNET_DATA"
 
@@ -163,8 +162,6 @@ def find_benchmark(benchmark: BenchmarkSet, folders: list[Path]) -> PairListing 
             if path.name.lower() not in names:
                 continue
             for place in (path, path / "test", path / "testing", path / f"{path.name}_test"):
-                try:
-                    return find_pairs(place)
-                except UsageError:
-                    continue
+                if place.is_dir() and (listing := find_in_folder(place)):
+                    return listing
     return None

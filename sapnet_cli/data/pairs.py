@@ -92,12 +92,12 @@ def find_pairs(source: Path, side_by_side: SideBySide | None = None) -> PairList
         return _read_csv(source)
     if not source.is_dir():
         raise UsageError(f"{source}: neither a folder of pairs nor a CSV file")
-    if listing := _find_in_folder(source):
+    if listing := find_in_folder(source):
         return listing
     if side_by_side is not None and (files := list_pictures(source)):
         pairs = tuple(Pair(path, path, side_by_side) for path in files)
         return PairListing(source, f"side by side, {side_by_side}", pairs)
-    if below := next((path for path in _folders_in(source) if _find_in_folder(path)), None):
+    if below := next((path for path in _folders_in(source) if find_in_folder(path)), None):
         raise UsageError(f"{source}: no pairs right in it; name the folder below that has them, as {below}")
     layouts = "input/ + target/, rainy/ + gt/, rain/ + norain/, rainy_image/ + ground_truth/, rain-*.png + norain-*.png"
     advice = "" if side_by_side else "; if each file holds both, give --side-by-side clean-left or clean-right"
@@ -130,7 +130,8 @@ def _folders_in(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.X_OK))
 
 
-def _find_in_folder(source: Path) -> PairListing | None:
+def find_in_folder(source: Path) -> PairListing | None:
+    """The pairs of a folder, in any layout of `find_pairs` but lists and halves side by side; None if it has none."""
     folders = {path.name.lower(): path for path in source.iterdir() if path.is_dir()} | {".": source}
     for rainy_name, clean_name in FOLDER_LAYOUTS:
         if rainy_name in folders and clean_name in folders:
@@ -180,11 +181,11 @@ def _named(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
         paths = [path.relative_to(common) for path in paths]
     except ValueError:  # on two drives of Windows
         paths = [path.relative_to(path.anchor) for path in paths]
-    stems = [str(path.with_suffix("")) for path in paths]
-    counts = Counter(str(path.with_suffix("")).lower() for path in set(paths))
+    stems = {path: str(path.with_suffix("")) for path in paths}
+    counts = Counter(stem.lower() for stem in stems.values())
     return tuple(
-        replace(pair, name=path.as_posix(), output=f"{stem if counts[stem.lower()] == 1 else path}.png")
-        for pair, path, stem in zip(pairs, paths, stems)
+        replace(pair, name=path.as_posix(), output=f"{stems[path] if counts[stems[path].lower()] == 1 else path}.png")
+        for pair, path in zip(pairs, paths)
     )
 
 

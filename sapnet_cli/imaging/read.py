@@ -155,13 +155,19 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
     rgb = _turn(rgb, orientation)
     alpha = None if alpha is None else _turn(alpha, orientation)
     film = image_format in ("JPEG", "HEIF") and FILM.search(data) is not None
-    depth = 8
-    if image_format in ("AVIF", "HEIF"):
-        if metadata.icc_profile is None:
-            _refuse_colours(image, data)
-        found = AVIF_DEPTH.search(data)
-        depth = image.info.get("bit_depth") or (found[1][0] if found else 8)
-    return Picture(rgb, alpha, grey, image_format, metadata, frames, film, depth)
+    if image_format not in ("AVIF", "HEIF"):
+        return Picture(rgb, alpha, grey, image_format, metadata, frames, film)
+    if metadata.icc_profile is None:
+        _refuse_colours(image, data)
+    return Picture(rgb, alpha, grey, image_format, metadata, frames, film, _depth(image, data))
+
+
+def _depth(image: Image.Image, data: bytes) -> int:
+    """Bits a sample of an AVIF or HEIC file."""
+    if depth := image.info.get("bit_depth"):  # of HEIC; Pillow says nothing of AVIF
+        return int(depth)
+    found = AVIF_DEPTH.search(data)
+    return found[1][0] if found else 8
 
 
 def _refuse_colours(image: Image.Image, data: bytes) -> None:
