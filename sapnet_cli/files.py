@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TextIO, cast
+from urllib.parse import unquote, urlsplit
 
 from sapnet_cli.errors import UsageError
 
@@ -16,6 +17,9 @@ LOCAL_SCHEMES = ("file://", "local://")
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hf", "memory"}
 """What is written there appears when it is whole; elsewhere it is written beside and renamed."""
+
+WEB = {"http", "https"}
+"""Whose addresses quote what is special, and may have a query (a token, say) behind the name."""
 
 TEMPORARY_PREFIX = ".sapnet-"
 
@@ -60,22 +64,37 @@ def find_remote(path: Path) -> Iterator[tuple[Path, PurePosixPath]]:
     """
     folder = path
     system, root = path.fs, path.path  # type: ignore[attr-defined]
+    pattern = glob.has_magic(_without_query(path))
     try:
-        if glob.has_magic(root):
-            found = system.glob(root)
-            for _ in range(len(PurePosixPath(root).parts) - len(fixed_parts(PurePosixPath(root)))):
-                folder = folder.parent
-        elif system.isfile(root):
-            found, folder = [root], folder.parent
-        else:
-            found = system.find(root)
+        if not pattern and system.isfile(root):
+            yield path, PurePosixPath(name_here(path))
+            return
+        found = system.glob(root) if pattern else system.find(root)
     except Exception as error:  # each store has errors of its own
         raise UsageError(f"{path}: cannot be reached: {_describe(error)}") from error
     if not found:
         raise UsageError(f"{path}: nothing is there{', or it cannot be reached' if _is_remote(path) else ''}")
+    if pattern:
+        for _ in range(len(PurePosixPath(root).parts) - len(fixed_parts(PurePosixPath(root)))):
+            folder = folder.parent
     for each in sorted(found):
-        place = PurePosixPath(each).relative_to(PurePosixPath(folder.path))  # type: ignore[attr-defined]
-        yield folder / str(place), place
+        source = folder / str(PurePosixPath(each).relative_to(PurePosixPath(folder.path)))  # type: ignore[attr-defined]
+        yield source, PurePosixPath(*(_unquoted(source, part) for part in source.relative_to(folder).parts))
+
+
+def name_here(path: Path) -> str:
+    """The name of a file, as it is called on this machine: in a web address it is quoted, and a query may follow."""
+    return _unquoted(path, PurePosixPath(_without_query(path)).name) or path.name
+
+
+def _without_query(path: Path) -> str:
+    return urlsplit(str(path)).path if _on_the_web(path) else str(path)
+
+
+def _unquoted(path: Path, part: str) -> str:
+    """A part of a path as it is called here; it stays quoted where that were no name of a file."""
+    name = unquote(part) if _on_the_web(path) else part
+    return part if name in (".", "..") or "/" in name or os.sep in name or "\0" in name else name
 
 
 def fixed_parts(pattern: PurePosixPath | Path) -> list[str]:
@@ -189,6 +208,10 @@ def _upload(path: Any, data: bytes) -> None:
 
 def _is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
+
+
+def _on_the_web(path: Any) -> bool:
+    return _is_remote(path) and path.protocol in WEB
 
 
 def _in_object_store(path: Any) -> bool:

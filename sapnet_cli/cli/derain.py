@@ -370,7 +370,7 @@ def _show_plan(jobs: list[Job], existing: Existing, out: Output) -> None:
             status = "would fail"
         out.info(f"{job.source_name} -> {job.target_name}: {status}")
         out.json({"input": job.source_name, "output": job.target_name, "status": "planned"})
-    out.info(f"{len(jobs)} images")
+    out.info(f"{len(jobs)} image{'' if len(jobs) == 1 else 's'}")
 
 
 def _report(record: Record, out: Output) -> None:

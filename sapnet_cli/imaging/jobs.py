@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sapnet_cli.errors import UsageError
-from sapnet_cli.files import find_remote, fixed_parts, identity, is_url, open_path
+from sapnet_cli.files import find_remote, fixed_parts, identity, is_url, name_here, open_path
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, FORMATS, is_picture_file
 
 Found: TypeAlias = tuple[Path | None, Path | None]
@@ -172,7 +172,7 @@ def _find(
             continue
         path = open_path(name)
         alone = is_url(name) or path.is_absolute() or ".." in path.parts
-        yield from once(path, Path(path.name) if alone else path)
+        yield from once(path, Path(name_here(path)) if alone else path)
 
 
 def _walk(folder: Path, output: Path | None, others: Counter[str]) -> Iterator[Path]:
