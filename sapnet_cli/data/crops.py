@@ -290,7 +290,8 @@ def _soft_part(patch: int, random: np.random.Generator) -> NDArray[np.float32]:
 def _lowest(plane: NDArray[np.floating], soft: tuple[float, float], random: np.random.Generator) -> NDArray[np.float32]:
     """Where a plane (patch, patch) is lowest, in a share `SEEN` of it, going over softly: (patch, patch, 1), 1 to 0."""
     above = plane - np.quantile(plane, random.uniform(*SEEN))
-    return np.asarray(1 / (1 + np.exp(above / np.float32(random.uniform(*soft)))), np.float32)[..., None]
+    # the logistic function, by one that cannot overflow
+    return np.asarray(0.5 - 0.5 * np.tanh(above / np.float32(2 * random.uniform(*soft))), np.float32)[..., None]
 
 
 def _side_part(patch: int, random: np.random.Generator) -> NDArray[np.bool_]:
