@@ -304,6 +304,8 @@ def _losses(picture: Picture, image_format: str) -> tuple[str, ...]:
         notes.append(f"{image_format} has no 16 bits; 8 were kept")
     if picture.metadata.iptc is not None and image_format not in IPTC_FORMATS:
         notes.append(f"{image_format} has no IPTC; it was left out")
+    if picture.metadata.xmp_extension is not None and image_format != "JPEG":
+        notes.append(f"what continues its XMP has no place in {image_format}; it was left out")
     if image_format == "JPEG":
         metadata = picture.metadata
         for name, data in (("EXIF", metadata.exif), ("XMP", metadata.xmp), ("IPTC", metadata.iptc)):

@@ -20,7 +20,7 @@ from test_imaging import png_chunk
 
 from sapnet_cli.cli.output import Output
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
-from sapnet_cli.imaging.read import decode
+from sapnet_cli.imaging.read import decode, segment
 from sapnet_cli.imaging.write import encode, writable_formats
 from sapnet_cli.model.checkpoint import save_checkpoint
 
@@ -137,6 +137,11 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny: Path) -> None:
     assert "too long for JPEG; it was left out" in result.stderr
     with Image.open(tmp_path / "a.jpg") as written:
         assert not written.getexif()
+    image.convert("RGB").save(
+        tmp_path / "b.jpg", extra=segment(b"\xe1", b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 40)
+    )
+    result = invoke("derain", tmp_path / "b.jpg", "-o", tmp_path / "b.png", "-w", tiny)
+    assert "what continues its XMP has no place in PNG; it was left out" in result.stderr
 
 
 @pytest.mark.parametrize(("ending", "most"), [("jpg", 65_500), ("webp", 16_383), ("avif", 32_768)])

@@ -21,7 +21,7 @@ from sapnet_cli.errors import ImageError
 from sapnet_cli.files import write_atomically
 from sapnet_cli.imaging.exif import tiff_entry, upright
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture
-from sapnet_cli.imaging.read import decode
+from sapnet_cli.imaging.read import decode, segment
 from sapnet_cli.imaging.write import PNG_BAND, encode, writable_formats
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -509,6 +509,23 @@ def test_damaged_resources_do_not_cost_the_picture(resources: bytes) -> None:
 )
 def test_no_entry_in_a_damaged_structure(tiff: bytes) -> None:
     assert tiff_entry(tiff, 33723) is None
+
+
+def test_what_continues_xmp_stays_behind_it() -> None:
+    guid = b"0123456789ABCDEF0123456789ABCDEF"
+    packet = XMP.replace(b" dc:", b' xmpNote:HasExtendedXMP="' + guid + b'" dc:')
+    whole = random_pixels(200, 250).tobytes()
+    extension = b""
+    for start in range(0, len(whole), 65_000):
+        part = guid + struct.pack(">II", len(whole), start) + whole[start : start + 65_000]
+        extension += segment(b"\xe1", b"http://ns.adobe.com/xmp/extension/\0" + part)
+    plain = save(Image.fromarray(random_pixels(8, 8)), "JPEG", xmp=packet)
+    picture = decode(plain[:2] + extension + plain[2:])  # in any order
+    again = encode(picture, "JPEG")
+    assert again.count(extension) == 1
+    assert -1 < again.index(packet) < again.index(extension)
+    assert decode(again).metadata == picture.metadata
+    assert decode(encode(picture, "PNG")).metadata.xmp == packet
 
 
 def test_metadata_too_long_for_jpeg_do_not_cost_the_picture() -> None:

@@ -50,6 +50,7 @@ class Metadata:
         png_colour: the chunks of a PNG that say what its colours are, beside a profile.
         png_text: the chunks of a PNG that hold titles, names, rights and the like.
         comment: of a JPEG.
+        xmp_extension: segments of a JPEG with what of its XMP has no room in the packet (Lightroom's masks, depth).
     """
 
     exif: bytes | None = None
@@ -61,6 +62,7 @@ class Metadata:
     png_colour: bytes | None = None
     png_text: bytes | None = None
     comment: bytes | None = None
+    xmp_extension: bytes | None = None
 
 
 @dataclass(frozen=True)

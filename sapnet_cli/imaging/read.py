@@ -62,6 +62,9 @@ HDR_TRANSFERS, NARROW_PRIMARIES = (16, 18), (1, 2, 5, 6)
 IPTC_RESOURCE, IPTC_TIFF_TAG = 0x0404, 33723
 """Where Photoshop's resources, and where a TIFF file, hold an IIM stream."""
 
+XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
+"""How the content of a JPEG's segment begins that continues XMP of more than 64 KB (XMP specification, part 3)."""
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR = frozenset({b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI"})
 PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
@@ -223,7 +226,19 @@ def _metadata(image: Image.Image, image_format: str, data: bytes) -> tuple[int, 
         b"".join(png_chunks(data, PNG_COLOUR)) or None,
         b"".join(chunk for chunk in png_chunks(data, PNG_TEXT) if not OTHERWISE_KEPT.match(chunk, 8)) or None,
         info.get("comment") if image_format == "JPEG" else None,
+        _xmp_extension(image) or None,
     )
+
+
+def _xmp_extension(image: Image.Image) -> bytes:
+    """The segments of a JPEG that continue its XMP, which Pillow reads past."""
+    contents = [content for kind, content in getattr(image, "applist", ()) if kind == "APP1"]
+    return b"".join(segment(b"\xe1", content) for content in contents if content.startswith(XMP_EXTENSION))
+
+
+def segment(marker: bytes, content: bytes) -> bytes:
+    """A segment of a JPEG: its marker, 0xff and this byte, its length, its content."""
+    return b"\xff" + marker + struct.pack(">H", 2 + len(content)) + content
 
 
 def _is_lossless_webp(data: bytes) -> bool:

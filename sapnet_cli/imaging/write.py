@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,18 +20,19 @@ from sapnet_cli.imaging.picture import (
     FORMATS,
     MOST_PIXELS_A_SIDE,
     SIXTEEN_BIT_FORMATS,
+    Metadata,
     Picture,
     Samples,
     luma,
 )
-from sapnet_cli.imaging.read import IPTC_RESOURCE, PNG_SIGNATURE, png_chunks, register_heif
+from sapnet_cli.imaging.read import IPTC_RESOURCE, PNG_SIGNATURE, png_chunks, register_heif, segment
 
 log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
 METADATA_CHUNKS = frozenset({b"iCCP", b"eXIf", b"iTXt", b"pHYs"})
 JPEG_SEGMENT = 65_000
-PHOTOSHOP_SEGMENT = b"\xff\xed"
+XMP_PACKET = b"http://ns.adobe.com/xap/1.0/\0"
 DEFLATE_LEVEL = 2
 """Of PNG and TIFF, by ISA-L: ten times as fast as zlib's 3, which counts beside networks on the same cores. Photos of
 8 bits come out 2 to 7 % larger (11 % as TIFF), those of 16 bits the same."""
@@ -117,16 +119,14 @@ def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> byte
             xmp=metadata.xmp if fits_jpeg(metadata.xmp) else None,
             iptc=metadata.iptc if fits_jpeg(metadata.iptc) else None,
         )
-        if metadata.iptc:
-            content = b"Photoshop 3.0\0" + _photoshop_resource(metadata.iptc)
-            options["extra"] = PHOTOSHOP_SEGMENT + struct.pack(">H", 2 + len(content)) + content
+        options["extra"] = b"".join(_jpeg_segments(metadata))
     if metadata.exif and image_format != "BMP":
         options["exif"] = EXIF_PREFIX + metadata.exif
     if profile := _profile(picture):
         options["icc_profile"] = profile
     if metadata.dpi:
         options["dpi"] = metadata.dpi
-    if metadata.xmp:
+    if metadata.xmp and image_format != "JPEG":
         options["xmp"] = metadata.xmp
     if image_format == "JPEG":
         optimize = image.width * image.height <= OPTIMIZED_PIXELS
@@ -150,6 +150,16 @@ def _encode_by_pillow(picture: Picture, image_format: str, quality: int) -> byte
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def _jpeg_segments(metadata: Metadata) -> Iterator[bytes]:
+    """What Pillow does not write, or not in this order: XMP's packet is to come before what continues it."""
+    if metadata.iptc:
+        yield segment(b"\xed", b"Photoshop 3.0\0" + _photoshop_resource(metadata.iptc))
+    if metadata.xmp:
+        yield segment(b"\xe1", XMP_PACKET + metadata.xmp)
+    if metadata.xmp_extension:
+        yield metadata.xmp_extension
 
 
 def _photoshop_resource(iptc: bytes) -> bytes:
