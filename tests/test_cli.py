@@ -112,10 +112,11 @@ def test_a_mixed_folder(photos: Path, tmp_path: Path, tiny: Path) -> None:
     assert (summary["done"], summary["failed"], summary["skipped"]) == (6, 3, 0)
     assert len(records) == 9
     for record in records:
-        assert set(record) == {"input", "output", "status", "size", "seconds", "error"}
+        assert set(record) == {"input", "output", "status", "size", "seconds", "error", "notes"}
         name = str(Path(record["input"]).relative_to(photos))
         assert record["status"] == ("done" if name in good else "failed")
         assert (record["error"] is None) == (name in good)
+        assert record["notes"] == []
         assert record["size"] == ([60, 40] if name in good else None)
     errors = [line for line in result.stderr.decode().splitlines() if line.startswith("error")]
     assert len(errors) == 3
@@ -140,8 +141,9 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny: Path) -> None:
     image.convert("RGB").save(
         tmp_path / "b.jpg", extra=segment(b"\xe1", b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 40)
     )
-    result = invoke("derain", tmp_path / "b.jpg", "-o", tmp_path / "b.png", "-w", tiny)
-    assert "what continues its XMP has no place in PNG; it was left out" in result.stderr
+    result = invoke("derain", tmp_path / "b.jpg", "-o", tmp_path / "b.png", "-w", tiny, "--json", "-q")
+    (note,) = json.loads(result.stdout.splitlines()[0])["notes"]
+    assert note == "what continues its XMP has no place in PNG; it was left out"
 
 
 @pytest.mark.parametrize(("ending", "most"), [("jpg", 65_500), ("webp", 16_383), ("avif", 32_768)])

@@ -389,5 +389,6 @@ def _report(record: Record, out: Output) -> None:
         "size": record.size,
         "seconds": round(record.seconds, 3),
         "error": record.error,
+        "notes": record.notes,
     }
     out.json(fields)
