@@ -19,6 +19,7 @@ from rich.console import Console
 from test_imaging import png_chunk
 
 from sapnet_cli.cli.output import Output
+from sapnet_cli.cli.output import hear_signals as hear_in_command
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
 from sapnet_cli.imaging.read import decode, segment
 from sapnet_cli.imaging.write import encode, writable_formats
@@ -404,6 +405,15 @@ def test_a_batch_outlives_its_terminal(tmp_path: Path, tiny: Path) -> None:
     os.close(terminal)
     assert process.wait(timeout=120) == 0
     assert len(list(clean.iterdir())) == 100
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_signals_that_are_ignored_stay_so() -> None:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    heard = hear_in_command(lambda number, frame: None, signal.SIGINT)
+    for number, handler in (heard | before).items():
+        signal.signal(number, handler)
+    assert list(heard) == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(("number", "code"), ENDINGS)

@@ -367,8 +367,10 @@ def test_an_interrupt_saves_and_says_so(number: int, code: int, pairs: Path, tmp
     ("done", "says"), [(0, "no step was done yet"), (2, "holds the last checkpoint, go on with --resume")]
 )
 def test_an_interrupt_that_ends_the_compiler_is_no_failure(
-    done: int, says: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: int, says: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a script's background it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     learn, steps = Learner.learn, iter(range(done))
 
     def learn_until_interrupted(*arguments: Any) -> Any:

@@ -187,10 +187,10 @@ def hear_signals(handler: Callable[[int, FrameType | None], None], *further: sig
     """Has a handler called when the system ends the process, the terminal goes away, or for further signals.
 
     Returns:
-        What each was handled by before; those that nohup had ignored stay so.
+        What each was handled by before; those that nohup, or a script's background, had ignored stay so.
     """
-    ending = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    heard = [*further, *(number for number in ending if signal.getsignal(number) != signal.SIG_IGN)]
+    ending = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []), *further]
+    heard = [number for number in ending if signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
 
