@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, so that tests do not starve each other's processes
 
@@ -86,6 +91,18 @@ def hear_signals() -> None:
     """For a process of a test's own: where tests run in a script's background or by nohup, it would ignore these."""
     for number in (signal.SIGINT, HANG_UP):
         signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a folder that a web server on loopback shows."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 def invoke(*arguments: object, code: int = 0, **environment: str) -> Result:

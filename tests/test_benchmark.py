@@ -11,15 +11,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
 import torch
-from conftest import invoke, random_model
+from conftest import invoke, random_model, serving
 from hub_server import serve
 from PIL import Image
 from safetensors.torch import save_file
@@ -228,10 +225,8 @@ def test_networks_of_torchvision_are_fetched_and_checked(tmp_path: Path, monkeyp
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     file = TORCHVISION_FILES["fasterrcnn_resnet50_fpn"]
     (tmp_path / file).write_bytes(b"something else")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(backbones_module, "TORCHVISION_ADDRESS", f"http://127.0.0.1:{server.server_port}/")
+    with serving(tmp_path) as web:
+        monkeypatch.setattr(backbones_module, "TORCHVISION_ADDRESS", f"{web}/")
         with pytest.raises(CheckpointError, match=r"invalid hash.*--backbones"):
             locate_torchvision("fasterrcnn_resnet50_fpn")
         (tmp_path / file).rename(tmp_path / "gone")
@@ -241,7 +236,6 @@ def test_networks_of_torchvision_are_fetched_and_checked(tmp_path: Path, monkeyp
         monkeypatch.setitem(TORCHVISION_FILES, "fasterrcnn_resnet50_fpn", right)
         (tmp_path / "gone").rename(tmp_path / right)
         path = locate_torchvision("fasterrcnn_resnet50_fpn")
-        server.shutdown()
     assert path.read_bytes() == b"something else"
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     assert locate_torchvision("fasterrcnn_resnet50_fpn") == path

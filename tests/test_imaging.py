@@ -343,8 +343,7 @@ def test_what_replaces_a_file_reaches_the_disk_first(tmp_path: Path, monkeypatch
 def iptc_in_jpeg(iptc: bytes) -> bytes:
     other, padding = b"8BIM\4\x0a\0\0\0\0\0\1\1\0", b"\0" * (len(iptc) % 2)
     content = b"Photoshop 3.0\0" + other + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + padding
-    segment = b"\xff\xed" + struct.pack(">H", 2 + len(content)) + content
-    return save(Image.fromarray(random_pixels(8, 8)), "JPEG", extra=segment)
+    return save(Image.fromarray(random_pixels(8, 8)), "JPEG", extra=segment(b"\xed", content))
 
 
 def tiff_of(samples: NDArray[Any], order: str = "<", **tags: tuple[int, int, Any]) -> bytes:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
-from conftest import plan
+from conftest import plan, serving
 
 from sapnet_cli.errors import UsageError
 from sapnet_cli.files import name_here, open_path
@@ -193,13 +190,9 @@ def test_files_of_the_web_have_their_own_names_here(tmp_path: Path) -> None:
     for name in ("rain photo.jpg", "ä.jpg", "#1.jpg", "photos/c d.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"a photo")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        web = f"http://127.0.0.1:{server.server_port}"
+    with serving(tmp_path) as web:
         addresses = [f"{web}/rain%20photo.jpg?token=a/b&c=d.png", f"{web}/%C3%A4.jpg", f"{web}/photos/*.jpg"]
         jobs = plan_jobs(addresses, [f"{web}/%231.jpg?size=[1]\n"], OutputOptions("clean", suffix="_dry")).jobs
-        server.shutdown()
     assert [job.target_name for job in jobs] == [f"clean/{name}_dry.jpg" for name in ("rain photo", "ä", "c d", "#1")]
     assert jobs[0].source_name == addresses[0]
 

@@ -62,8 +62,8 @@ def streaks(rainy: Pixels, derained: Values) -> Values:
 
 def starts(length: int) -> list[int]:
     """Where parts begin along a side."""
-    count = 1 + max(0, -(-(length - PART) // (PART // 2)))
-    return [round(index * (length - PART) / max(1, count - 1)) if length > PART else 0 for index in range(count)]
+    rest = max(0, length - PART)
+    return [round(start) for start in np.linspace(0, rest, 1 - -rest // (PART // 2))]
 
 
 def in_parts(derain: Callable[[Pixels], Pixels], rainy: Pixels) -> Values:
@@ -101,11 +101,9 @@ def main() -> None:
         candidates.append(in_parts(derainers[0].derain, rainy))
         truth = to_bytes(most_derained(rainy, candidates))
         for scale in SCALES:
-            width, height = (round(side * scale) for side in rainy.shape[1::-1])
-            if scale == 1:
-                write_pair(rainy, truth, arguments.dest / "realT", f"{path.stem}-10.png")
-            elif min(width, height) >= SMALLEST:
-                small = (cv2.resize(x, (width, height), interpolation=cv2.INTER_AREA) for x in (rainy, truth))
+            size = [round(side * scale) for side in rainy.shape[1::-1]]
+            if scale == 1 or min(size) >= SMALLEST:
+                small = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (rainy, truth))
                 write_pair(*small, arguments.dest / "realT", f"{path.stem}-{int(10 * scale)}.png")
 
 
