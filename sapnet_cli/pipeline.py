@@ -262,7 +262,7 @@ def _write(item: _Work | Record, options: FileOptions) -> Record:
         if job.compare is not None:
             write_atomically(job.compare, encode(_side_by_side(rainy, derained), image_format, options.quality))
         write_atomically(job.target, data)
-    except ImageError as error:
+    except (ImageError, MemoryError) as error:
         return record("failed", str(error))
     except OSError as error:
         return record("failed", _describe(error, job))

@@ -280,7 +280,8 @@ def test_in_place_does_not_cost_further_pages(tmp_path: Path, tiny: Path) -> Non
 
 def test_in_place_does_not_cost_the_film_of_a_motion_photo(tmp_path: Path, tiny: Path) -> None:
     path = tmp_path / "PXL.MP.jpg"
-    Image.fromarray(random_pixels(8, 8)).save(path)
+    xmp = b'<x GCamera:MotionPhoto="1" GCamera:MicroVideo="1" GCamera:MotionPhotoVersion="1"/>'
+    Image.fromarray(random_pixels(8, 8)).save(path, xmp=xmp)
     path.write_bytes(path.read_bytes() + b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(100))
     before = snapshot(tmp_path)
     result = run("derain", path, "--in-place", "-w", tiny)
@@ -290,6 +291,8 @@ def test_in_place_does_not_cost_the_film_of_a_motion_photo(tmp_path: Path, tiny:
     result = run("derain", path, "-o", tmp_path / "still.jpg", "-w", tiny)
     assert result.returncode == 0
     assert "the film left out" in result.stderr.decode()
+    with Image.open(tmp_path / "still.jpg") as still:
+        assert still.info["xmp"] == xmp.replace(b'Photo="1"', b'Photo="0"').replace(b'Video="1"', b'Video="0"')
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

@@ -75,3 +75,8 @@ def upright_xmp(xmp: bytes) -> bytes:
     """XMP repeats the orientation as an attribute or an element; both are set to upright."""
     xmp = re.sub(rb'(tiff:Orientation\s*=\s*["\'])[2-8]', rb"\g<1>1", xmp)
     return re.sub(rb"(<tiff:Orientation>)[2-8]", rb"\g<1>1", xmp)
+
+
+def still_xmp(xmp: bytes) -> bytes:
+    """XMP says of a motion photo that its film follows, under a name of now or of before; both are set to no."""
+    return re.sub(rb'(:(?:MotionPhoto|MicroVideo)(?:\s*=\s*["\']|>))1', rb"\g<1>0", xmp)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from sapnet_cli.errors import ImageError
-from sapnet_cli.imaging.exif import EXIF_PREFIX, tiff_entry, upright, upright_xmp
+from sapnet_cli.imaging.exif import EXIF_PREFIX, still_xmp, tiff_entry, upright, upright_xmp
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture, Samples
 
 MAX_MEGAPIXELS = 256
@@ -158,6 +158,8 @@ def _to_picture(image: Image.Image, data: bytes) -> Picture:
     rgb = _turn(rgb, orientation)
     alpha = None if alpha is None else _turn(alpha, orientation)
     film = image_format in ("JPEG", "HEIF") and FILM.search(data) is not None
+    if film and metadata.xmp:
+        metadata = replace(metadata, xmp=still_xmp(metadata.xmp))
     if image_format not in ("AVIF", "HEIF"):
         return Picture(rgb, alpha, grey, image_format, metadata, frames, film)
     if metadata.icc_profile is None:
