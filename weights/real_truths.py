@@ -46,6 +46,11 @@ CLOSE = 0.1, 0.03
 """How much less, as a share of the most and in 255ths, counts 1/e of that."""
 
 
+def in_order(folder: Path) -> list[Path]:
+    """Photos, in order of their names as numbers."""
+    return sorted(folder.glob("*.jpg"), key=lambda path: int(path.stem))
+
+
 def shrunk(path: Path) -> Pixels:
     with Image.open(path) as image:
         rgb = image.convert("RGB")
@@ -53,9 +58,9 @@ def shrunk(path: Path) -> Pixels:
     return np.asarray(rgb)
 
 
-def streaks(rainy: Pixels, derained: Values) -> Values:
+def streaks(rainy: Pixels, derained: Pixels | Values) -> Values:
     """What of the change is streaks, (H, W) in 255ths, not below 0."""
-    grey = (rainy - derained).mean(axis=2)
+    grey = np.subtract(rainy, derained, dtype=np.float32).mean(axis=2)
     share, sigma = VEIL
     return np.clip(grey - share * cv2.GaussianBlur(grey, (0, 0), sigma), 0, None)
 
@@ -95,7 +100,7 @@ def main() -> None:
     parser.add_argument("weights", nargs="+")
     arguments = parser.parse_args()
     derainers = [Derainer(weights, pyramid=1) for weights in arguments.weights]
-    for path in sorted(arguments.rainy.glob("*.jpg"), key=lambda path: int(path.stem))[::2]:
+    for path in in_order(arguments.rainy)[::2]:
         rainy = shrunk(path)
         candidates = [np.asarray(derainer.derain(rainy), np.float32) for derainer in derainers]
         candidates.append(in_parts(derainers[0].derain, rainy))
