@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from sapnet_cli.engine import engine as engine_module
-from sapnet_cli.engine import fused, hardware
+from sapnet_cli.engine import fused, hardware, planes
 from sapnet_cli.engine.engine import Engine, EngineConfig
-from sapnet_cli.engine.fused import FusedForward, FusedWeights
+from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision
+from sapnet_cli.engine.kernels import FusedWeights
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.engine.statistics import MeasuringPool
 from sapnet_cli.engine.tiled import TiledForward
@@ -119,7 +120,7 @@ def test_exact_statistics(
     default_model: SAPNet, whole: NDArray[np.float32], on_disk: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if on_disk:
-        monkeypatch.setattr(fused, "free_memory", lambda device: 0)
+        monkeypatch.setattr(planes, "free_memory", lambda device: 0)
     in_strips(monkeypatch, 560 * 47, channels=32)
     config = EngineConfig(device="cpu", precision="fp32", tile=256, tile_statistics="exact")
     exact = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
@@ -134,7 +135,7 @@ def test_without_a_folder_for_temporary_files(
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     if statistics == "exact":
-        monkeypatch.setattr(fused, "free_memory", lambda device: 0)
+        monkeypatch.setattr(planes, "free_memory", lambda device: 0)
     monkeypatch.setattr("sapnet_cli.engine.engine.CPU_BUDGET", 0)
     monkeypatch.setattr("tempfile.gettempdir", unusable)
     config = EngineConfig(device="cpu", precision="fp32", tile=32, overlap=8, tile_statistics=statistics)

@@ -15,7 +15,8 @@ from conftest import random_model, random_pixels
 from torch import Tensor
 
 from sapnet_cli.engine.engine import Engine, EngineConfig
-from sapnet_cli.engine.fused import FusedForward, FusedWeights
+from sapnet_cli.engine.fused import FusedForward
+from sapnet_cli.engine.kernels import FusedWeights
 from sapnet_cli.engine.tiled import CarriedState, Ring
 from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
 from sapnet_cli.errors import OutOfMemoryError

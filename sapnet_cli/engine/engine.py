@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, FusedWeights, stored_bytes
+from sapnet_cli.engine.fused import FusedForward, stored_bytes
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
 from sapnet_cli.engine.hardware import (
     choose_device,
@@ -23,6 +23,7 @@ from sapnet_cli.engine.hardware import (
     give_back_freed_memory,
     is_out_of_memory,
 )
+from sapnet_cli.engine.kernels import FusedWeights
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink

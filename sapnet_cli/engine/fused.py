@@ -13,12 +13,7 @@ worked on in strips of rows, which gives the same result, at any size, for the p
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import TypeAlias, cast
 
@@ -26,14 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.engine.hardware import fast_float, free_memory
+from sapnet_cli.engine.hardware import fast_float
+from sapnet_cli.engine.kernels import FusedWeights, Ranging, parameters, residual_blocks
 from sapnet_cli.engine.pixels import to_float
+from sapnet_cli.engine.planes import Room, Strip, choose_place
 from sapnet_cli.engine.progress import Report, part_of
-from sapnet_cli.errors import OutOfMemoryError
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
-
-Kernel: TypeAlias = tuple[Tensor, Tensor]
-"""Weight and bias of a convolution."""
 
 Pool: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """See `FusedForward`."""
@@ -52,154 +45,11 @@ LSTM_BYTES = {"cpu": 2**22, "cuda": 2**27}
 MOST_BYTES = (2**15 - 1) // 255
 """So many of them add up to a 16-bit integer."""
 
-PROJECT_CHANNELS = 8
-"""A convolution to 3 channels takes twice the time of one to 8."""
-
 
 def stored_bytes(model: SAPNet, precision: torch.dtype, pixels: int) -> int:
     """How much a forward in strips stores for so many pixels; in 8-bit integers, three planes and two others."""
     bytes_each = 3 + 2 * fast_float().itemsize if precision is torch.int8 else PLANES * precision.itemsize
     return (model.config.channels * bytes_each + IMAGE_BYTES) * pixels
-
-
-class FusedWeights:
-    """The kernels of one network in the layout, precision and place that they are computed in."""
-
-    def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
-        """Takes a network in float32, on `device`, which it keeps the blocks of."""
-        self.model, self.dtype, self.device = model, dtype, device
-        weight, bias = parameters(model.project)
-        more = PROJECT_CHANNELS - weight.shape[0]
-        self.project = self.put(functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more)))
-
-    @property
-    def precision(self) -> torch.dtype:
-        """Of the convolutions."""
-        return self.dtype
-
-    @cached_property
-    def embed(self) -> Kernel:
-        """See `embed_kernel`."""
-        return self.put(*embed_kernel(self.model))
-
-    @cached_property
-    def first_gates(self) -> list[Kernel]:
-        """See `split_gates`, at the first unit."""
-        return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=True)]
-
-    @cached_property
-    def gates(self) -> list[Kernel]:
-        """See `split_gates`, at the others."""
-        return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=False)]
-
-    def ranging(self) -> Ranging:
-        """For the forwards over one picture."""
-        return Ranging()
-
-    def put(self, weight: Tensor, bias: Tensor) -> Kernel:
-        """A kernel as convolutions here want it."""
-        layout = torch.channels_last
-        return weight.to(self.device, self.dtype).contiguous(memory_format=layout), bias.to(self.device, self.dtype)
-
-    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel:
-        """A kernel with attention's scale folded in, (C,), if any."""
-        weight, bias = parameters(convolution)
-        return self.put(weight, bias) if scale is None else self.put(weight * scale.view(-1, 1, 1, 1), bias * scale)
-
-
-def parameters(convolution: nn.Conv2d) -> Kernel:
-    """As they are in the network."""
-    return convolution.weight.detach(), cast(Tensor, convolution.bias).detach()
-
-
-def residual_blocks(model: SAPNet) -> list[DilatedResidualBlock]:
-    """The blocks of a unit, in order."""
-    return [cast(DilatedResidualBlock, block) for block in model.blocks]
-
-
-def embed_kernel(model: SAPNet) -> Kernel:
-    """The embedding's kernel for the rainy image in 255ths and for what the last estimate adds to it.
-
-    Half precision holds both better than two images in [0, 1]: bytes are exact in bf16, and the difference is small.
-    """
-    weight, bias = parameters(model.embed)
-    rainy, estimate = weight.chunk(2, dim=1)
-    return torch.cat(((rainy + estimate) / 255, estimate), dim=1), bias
-
-
-def split_gates(model: SAPNet, first_unit: bool) -> tuple[Kernel, Kernel]:
-    """The gates that pass a sigmoid (input, output, forget), apart from the candidate, which passes a tanh.
-
-    At the first unit the state is zero, so half of their input and the forget gate drop out: see `SAPNet.lstm`.
-    """
-    width = model.config.channels
-    seen = width if first_unit else 2 * width
-    weights, biases = (torch.split(each, width) for each in parameters(model.gates))
-    gates = (0, 2) if first_unit else (0, 2, 3)
-    weight, bias = (torch.cat([each[gate] for gate in gates]) for each in (weights, biases))
-    return (weight[:, :seen], bias), (weights[1][:, :seen], biases[1])
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Rows [start, stop) of picture `picture` of the batch, or of all of them where it is None."""
-
-    picture: int | None
-    start: int
-    stop: int
-
-    def of(self, plane: Tensor) -> Tensor:
-        """The part of a plane (N, H, W, C)."""
-        return self.rows(plane, self.start, self.stop)
-
-    def parts(self, rows: int) -> Iterator[tuple[Strip, slice]]:
-        """The strip in lower ones, and the rows of it that each has."""
-        for start in range(self.start, self.stop, rows):
-            stop = min(start + rows, self.stop)
-            yield Strip(self.picture, start, stop), slice(start - self.start, stop - self.start)
-
-    def rows(self, plane: Tensor, start: int, stop: int) -> Tensor:
-        """The same part of a plane (N, H, W, C), other rows of it."""
-        pictures = slice(None) if self.picture is None else slice(self.picture, self.picture + 1)
-        return plane[pictures, start:stop]
-
-
-class Ranging:
-    """What the forwards over one picture agree on from unit to unit: in floating point nothing."""
-
-    def next_unit(self) -> None:
-        """All of the picture has passed a unit."""
-
-    def fork(self) -> Ranging:
-        """The same so far, for windows that are not to be counted."""
-        return self
-
-
-class Room:
-    """Memory for the planes of forwards, one after the other: what is freed and taken anew is faulted in anew."""
-
-    def __init__(self) -> None:
-        """Takes nothing yet."""
-        self._place: torch.device | None = None
-        self._taken = 0
-        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
-
-    def begin(self, place: torch.device | None) -> None:
-        """For the next forward; what it needs beyond the one before goes to a place, or, None, onto the disk."""
-        self._place, self._taken = place, 0
-
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A plane (N, H, W, C) with what a forward before left in it.
-
-        Raises:
-            OutOfMemoryError: there is none.
-        """
-        key, count = (self._taken, dtype), math.prod(shape)
-        self._taken += 1
-        if key not in self._kept or self._kept[key].numel() < count:
-            self._kept.pop(key, None)  # before there is another
-            self._kept[key] = make_plane((count,), dtype, self._place)
-        return self._kept[key][:count].view(shape)
 
 
 class FusedForward:
@@ -239,7 +89,7 @@ class FusedForward:
         self.whole = whole = pixels * pixel <= WHOLE_BYTES[kind]
         self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
         self.lstm_strips = list(self._cut(LSTM_BYTES[kind] // pixel))
-        place = _place(stored_bytes(weights.model, weights.precision, pixels), device)
+        place = choose_place(stored_bytes(weights.model, weights.precision, pixels), device)
         self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
         room = room or Room()
         room.begin(place)
@@ -489,52 +339,3 @@ def _sum_rows(values: Tensor) -> Tensor:
 def _pad_rows(images: Tensor, rows: tuple[int, int], zero: int = 0) -> Tensor:
     """(N, C, H, W) with so many rows of zeros above and below."""
     return functional.pad(images, (0, 0, *rows), value=zero) if any(rows) else images
-
-
-def _place(needed: int, device: torch.device) -> torch.device | None:
-    """Where planes go: onto the device, into memory, or, None, onto the disk; the first with twice as much free."""
-    for place in dict.fromkeys((device, torch.device("cpu"))):
-        if needed <= free_memory(place) // 2:
-            return place
-    folder = temporary_folder()
-    if needed > shutil.disk_usage(folder).free:
-        raise OutOfMemoryError(
-            f"exact tile statistics need {needed / 2**30:.0f} GB of memory, or of disk in {folder}; "
-            "point TMPDIR to a larger disk, or use --tile-statistics shared"
-        )
-    return None
-
-
-def temporary_folder() -> str:
-    """Where temporary files go.
-
-    Raises:
-        OutOfMemoryError: nowhere.
-    """
-    try:
-        return tempfile.gettempdir()
-    except FileNotFoundError as error:
-        raise OutOfMemoryError("no folder for temporary files is writable; point TMPDIR to one") from error
-
-
-def reserve(file: int, size: int) -> None:
-    """Takes so many bytes of the disk for a file, by its descriptor, where the system can.
-
-    Raises:
-        OSError: the disk has not so many.
-    """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-
-
-def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device | None) -> Tensor:
-    """An uninitialised plane: in a place, or in an unnamed temporary file."""
-    if place is not None:
-        return torch.empty(shape, dtype=dtype, device=place)
-    count, folder = math.prod(shape), temporary_folder()
-    try:
-        with tempfile.NamedTemporaryFile(prefix="sapnet-") as file:  # the name goes at once, the mapping stays
-            reserve(file.fileno(), count * dtype.itemsize)  # a disk that fills up later would kill the process
-            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
-    except OSError as error:
-        raise OutOfMemoryError(f"exact tile statistics: {folder}: {error.strerror}") from error

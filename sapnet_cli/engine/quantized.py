@@ -20,18 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.engine.fused import (
-    FusedForward,
-    FusedWeights,
-    Kernel,
-    Ranging,
-    Room,
-    Strip,
-    embed_kernel,
-    parameters,
-    residual_blocks,
-)
+from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import sums_bytes_exactly
+from sapnet_cli.engine.kernels import FusedWeights, Kernel, Ranging, embed_kernel, parameters, residual_blocks
+from sapnet_cli.engine.planes import Room, Strip
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 LEVELS = 255

@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, Pool, Ranging, Room, reserve, temporary_folder
+from sapnet_cli.engine.fused import FusedForward, Pool
+from sapnet_cli.engine.kernels import Ranging
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
+from sapnet_cli.engine.planes import Room, reserve, temporary_folder
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.statistics import MeasuringPool, Sample, SamplePool, change_colours, colour_change
 from sapnet_cli.engine.tiles import Tile, TilePlan
