@@ -262,8 +262,10 @@ def _write(item: _Work | Record, options: FileOptions) -> Record:
         if job.compare is not None:
             write_atomically(job.compare, encode(_side_by_side(rainy, derained), image_format, options.quality))
         write_atomically(job.target, data)
-    except (ImageError, MemoryError) as error:
+    except ImageError as error:
         return record("failed", str(error))
+    except MemoryError:
+        return record("failed", "too large to encode in the memory that is free")
     except OSError as error:
         return record("failed", _describe(error, job))
     return record("done")

@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 from rich.console import Console
 from test_imaging import png_chunk
 
+from sapnet_cli import pipeline
 from sapnet_cli.cli.output import Output
 from sapnet_cli.cli.output import hear_signals as hear_in_command
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
@@ -386,6 +387,21 @@ def test_full_and_closed_streams(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_memory_that_ends_behind_the_engine_costs_one_picture(
+    photos: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = pipeline._side_by_side
+
+    def exhausted(rainy: Picture, derained: Picture) -> Picture:
+        monkeypatch.setattr(pipeline, "_side_by_side", join)
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "_side_by_side", exhausted)
+    result = invoke("derain", photos, "-o", tmp_path / "clean", "-w", tiny, "--compare", code=1)
+    assert "too large to encode in the memory that is free" in result.stderr
+    assert "5 done, 4 failed" in result.stderr  # three of them as they cannot be read
+
+
 def test_a_log_on_a_full_disk_does_not_stop_the_batch(photos: Path, tmp_path: Path, tiny: Path) -> None:
     command = [*COMMAND, "derain", str(photos), "-o", str(tmp_path / "clean"), "-w", str(tiny)]
     with Path("/dev/full").open("wb") as full:
