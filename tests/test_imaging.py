@@ -106,6 +106,15 @@ def test_exif_that_cannot_be_written_does_not_cost_the_picture() -> None:
     assert picture.metadata.exif is None
 
 
+def test_memory_that_ends_is_no_fault_of_the_exif(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "save", exhausted)
+    with pytest.raises(MemoryError):
+        encode(Picture(random_pixels(8, 8), metadata=Metadata(exif=photo_exif().tobytes()[6:])), "JPEG", 90)
+
+
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_16_bits_stay(image_format: str, channels: int) -> None:

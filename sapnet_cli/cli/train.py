@@ -365,6 +365,8 @@ def train(
         if benchmark:
             compare_steps(changes, device, compile, out)
             return
+        from sapnet_cli.training.trainer import Runtime
+
         run_training(
             changes,
             output,
@@ -372,10 +374,8 @@ def train(
             device,
             dry_run,
             out,
-            compile=compile,
-            workers=min(4, usable_cores()) if workers is None else workers,
-            save_every=save_every,
-            keep=keep,
+            Runtime(min(4, usable_cores()) if workers is None else workers, compile, save_every),
+            keep,
         )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sapnet_cli.data.sets import TrainingData
     from sapnet_cli.training.plan import Changes, Plan
     from sapnet_cli.training.processes import Processes
-    from sapnet_cli.training.trainer import Report
+    from sapnet_cli.training.trainer import Report, Runtime
 
 LINES_EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal to show a bar on."""
@@ -30,9 +30,8 @@ def run_training(
     device: str,
     dry_run: bool,
     out: Output,
-    *,
+    runtime: Runtime,
     keep: int,
-    **runtime: Any,
 ) -> None:
     """Begins a run or goes on with one, until its budget is spent or the user ends it.
 
@@ -43,8 +42,8 @@ def run_training(
         device: as `--device` takes it.
         dry_run: only read the data and say what it holds.
         out: says how it goes.
+        runtime: what makes no difference to the weights.
         keep: checkpoints to keep.
-        runtime: the fields of `Runtime`.
 
     Raises:
         UsageError: there is nothing to learn from, or the folder holds a run, or none, where it should not.
@@ -54,7 +53,6 @@ def run_training(
     from sapnet_cli.training.plan import build_loss, build_trainer, plan_resumed, plan_run
     from sapnet_cli.training.processes import join_processes, leave_processes
     from sapnet_cli.training.run_folder import RunFolder
-    from sapnet_cli.training.trainer import Runtime
 
     if output is None:
         named = [name for key in ("data", "clean") for name, _ in changes.data.get(key, ())]
@@ -79,7 +77,7 @@ def run_training(
         data = _load(plan, processes, out)
         if dry_run:
             return
-        trainer = build_trainer(plan, data, loss, folder, processes, Runtime(**runtime), state)
+        trainer = build_trainer(plan, data, loss, folder, processes, runtime, state)
         budget, precision = plan.training.budget, trainer.learner.precision_name
         steps = f", {trainer.iterations} steps" if trainer.iterations and budget.unit != "iterations" else ""
         out.info(

@@ -63,6 +63,7 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
 
     Raises:
         ImageError: this Pillow can't write the format, or the format can't hold the picture.
+        MemoryError: there is none.
     """
     check_size(*picture.size, image_format)
     if picture.rgb.dtype == np.uint16 and image_format not in SIXTEEN_BIT_FORMATS:
@@ -75,6 +76,8 @@ def encode(picture: Picture, image_format: str, quality: int = JPEG_QUALITY) -> 
         if image_format == "PNG":
             return _encode_png(picture)
         return _encode_by_pillow(picture, image_format, quality)
+    except MemoryError:  # no fault of the EXIF
+        raise
     except Exception as error:  # of Pillow, which raises many kinds
         if picture.metadata.exif is None:
             raise ImageError(f"cannot be written as {image_format}: {error}") from error
