@@ -80,6 +80,9 @@ def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (
     return {job.source_name: job.target_name for job in jobs}
 
 
+PLAIN = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
+"""The environment of a terminal in which messages are not coloured and not broken into lines."""
+
 HANG_UP = getattr(signal, "SIGHUP", 1)
 """Windows has none, but collects the tests that it skips."""
 
@@ -107,7 +110,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 def invoke(*arguments: object, code: int = 0, **environment: str) -> Result:
     """Runs the command in this process, which takes seconds less than in one of its own; checks how it ended."""
-    result = CliRunner().invoke(app, [str(each) for each in arguments], env={"NO_COLOR": "1", **environment})
+    result = CliRunner().invoke(app, [str(each) for each in arguments], env={**PLAIN, **environment})
     assert result.exit_code == code, result.stderr or result.exception
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result

@@ -145,7 +145,7 @@ def test_backbones_and_foreign_weights_come_from_the_hub(tmp_path: Path) -> None
         assert "me/mine/snow.safetensors" in missing.stderr
     sapnet("derain", photo, *options, "hf://me/mine/rain.safetensors", home=tmp_path)  # offline, from the cache
     assert (tmp_path / "here" / "vgg16.safetensors").read_bytes() == b"vgg"
-    malformed = sapnet("derain", photo, *options, "hf://rain.safetensors", home=tmp_path, code=2)
+    malformed = here("derain", photo, *options, "hf://rain.safetensors", home=tmp_path, code=2)
     assert "hf://owner/repository/file" in malformed.stderr
 
 

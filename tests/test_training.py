@@ -314,7 +314,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(pairs: Path, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
-    run(command(*small_run(pairs, tmp_path / "whole", start, 200)))
+    invoke("train", *small_run(pairs, tmp_path / "whole", start, 200))
     killed = command(*small_run(pairs, tmp_path / "killed", start, 200), "--save-every", 0)
     process = subprocess.Popen(killed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     wait_for(tmp_path / "killed" / "last.ckpt", process)
@@ -343,9 +343,9 @@ def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(pairs: Path, tmp_
 
 def test_a_run_without_validations_names_no_best(pairs: Path, tmp_path: Path) -> None:
     options = [*small_run(pairs, tmp_path / "run", tmp_path / "start.safetensors", 2), "--psnr", 0.01]
-    assert "validation: " in run(command(*options)).stderr.splitlines()[-1]
+    assert "validation: " in invoke("train", *options).stderr.splitlines()[-1]
     options[options.index("-o") + 1] = tmp_path / "unvalidated"
-    assert run(command(*options, "--validations", 0)).stderr.splitlines()[-1].endswith("final.safetensors")
+    assert invoke("train", *options, "--validations", 0).stderr.splitlines()[-1].endswith("final.safetensors")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -399,7 +399,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(pairs: Path, tmp
     common = ["--ema", 0, "--clip", 0, "--optimizer", "adam"]
     one = [*small_run(pairs, tmp_path / "one", start, 40), *common]
     one[one.index("--batch-size") + 1] = 4
-    run(command(*one))
+    invoke("train", *one)
     two = [*small_run(pairs, tmp_path / "two", start, 40), *common]
 
     def both(*arguments: object) -> str:
