@@ -291,18 +291,14 @@ def test_int8_ranges_grow_past_what_they_cut() -> None:
     assert forward.ranging.current.features > honest.features / 20
 
 
-@pytest.mark.parametrize(
-    ("precision", "part"),
-    [
-        ("bf16", np.s_[60:220, 220:380]),  # of both scenes; a CPU without bf16 takes ten times as long
-        pytest.param("int8", np.s_[:, :], marks=needs_bytes),
-    ],
-)
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_bytes)])
 def test_fast_precisions_are_close_to_fp32(
-    default_model: SAPNet, precision: str, part: tuple[slice, slice], monkeypatch: pytest.MonkeyPatch
+    default_model: SAPNet, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "multiplies_bytes", lambda: True)
-    image = mosaic()[part].astype(np.float32) / 255
+    image = mosaic().astype(np.float32) / 255
+    if precision == "bf16" and hardware.fast_float() != torch.bfloat16:  # which takes ten times as long
+        image = np.ascontiguousarray(image[60:220, 220:380])  # of both scenes
     exact, fast = (
         Engine(default_model, EngineConfig(device="cpu", precision=each)).derain(image) for each in ("fp32", precision)
     )

@@ -311,6 +311,7 @@ def train(
 
         from sapnet_cli.training.config import Budget, Phase
         from sapnet_cli.training.plan import Changes
+        from sapnet_cli.training.trainer import Runtime
 
         Image.MAX_IMAGE_PIXELS = None  # the decoder has a limit of its own
         changes = Changes(
@@ -365,8 +366,6 @@ def train(
         if benchmark:
             compare_steps(changes, device, compile, out)
             return
-        from sapnet_cli.training.trainer import Runtime
-
         run_training(
             changes,
             output,
@@ -374,7 +373,9 @@ def train(
             device,
             dry_run,
             out,
-            Runtime(min(4, usable_cores()) if workers is None else workers, compile, save_every),
+            Runtime(
+                workers=min(4, usable_cores()) if workers is None else workers, compile=compile, save_every=save_every
+            ),
             keep,
         )
 
