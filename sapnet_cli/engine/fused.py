@@ -149,12 +149,12 @@ class FusedForward:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             edges = (low - strip.start + 1, strip.stop + 1 - high)
             images = self._images(strip, low - 1, high + 1, self.weights.dtype)
-            seen = functional.conv2d(images, *self.weights.embed, padding=(0, 1)).relu_()
+            seen = self.weights.embed.convolve(images, (0, 1), relu=True)
             if not first_unit:
                 seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
             seen = _pad_rows(seen, edges)
             gates, candidate = (
-                functional.conv2d(seen, *kernel, padding=(0, 1)).permute(0, 2, 3, 1)
+                kernel.convolve(seen, (0, 1)).permute(0, 2, 3, 1)
                 for kernel in (self.weights.first_gates if first_unit else self.weights.gates)
             )
             hidden = self._recur(gates, candidate, strip)
@@ -179,12 +179,8 @@ class FusedForward:
     def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
         """A residual block; `following` is the dilation of the next one, if any."""
         inner = self._convolve(block.conv1, block.attention1, features, self.inner, block.conv2.dilation[0])
-
-        def add(rows: Tensor, strip: Strip) -> Tensor:
-            rows = rows.add_(self._channels_first(strip.of(features)))
-            return rows if index else rows.relu_()  # from the first block on nothing is negative
-
-        return self._convolve(block.conv2, block.attention2, inner, self.spare, following, add)
+        positive = index > 0  # from the first block on nothing is negative
+        return self._convolve(block.conv2, block.attention2, inner, self.spare, following, features, positive)
 
     def _convolve(
         self,
@@ -193,18 +189,21 @@ class FusedForward:
         source: Tensor,
         target: Tensor,
         next_dilation: int | None,
-        finish: Callable[[Tensor, Strip], Tensor] | None = None,
+        skip: Tensor | None = None,
+        positive: bool = True,
     ) -> Tensor:
-        """`ReLU(CRA(convolution(source)))`, finished strip by strip, into `target` or a plane of its own."""
-        dilation = convolution.dilation[0]
+        """`ReLU(CRA(convolution(source)))`, and what skips it, if anything, into `target` or a plane of its own.
+
+        If `positive` is false the sum passes another ReLU.
+        """
         kernel = self.weights.scaled(convolution, self._attend(convolution, attention))
         self._begin(next_dilation)
         for strip in self.strips:
-            rows, padding = self._around(source, strip, dilation)
-            rows = functional.conv2d(rows, *kernel, padding=padding, dilation=dilation).relu_()
-            if finish is not None:
-                rows = finish(rows, strip)
-            values = rows.permute(0, 2, 3, 1)
+            rows, padding = self._around(source, strip, kernel.dilation)
+            beside = None if skip is None else self._channels_first(strip.of(skip))
+            values = kernel.convolve(rows, padding, relu=True, skip=beside).permute(0, 2, 3, 1)
+            if not positive:
+                values.relu_()
             self._collect(values, strip)
             if self.whole:
                 return values
@@ -228,7 +227,7 @@ class FusedForward:
         """What the next estimate adds to the rainy image."""
         for strip in self.strips:
             rows, padding = self._around(features, strip, 1)
-            residual = functional.conv2d(rows, *self.weights.project, padding=padding)
+            residual = self.weights.project.convolve(rows, padding)
             strip.of(self.residual).copy_(residual.permute(0, 2, 3, 1)[..., :3])
 
     def _images(self, strip: Strip, low: int, high: int, dtype: torch.dtype) -> Tensor:

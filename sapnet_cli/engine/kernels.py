@@ -2,20 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sapnet_cli.model import winograd
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
-
-Kernel: TypeAlias = tuple[Tensor, Tensor]
-"""Weight and bias of a convolution."""
 
 PROJECT_CHANNELS = 8
 """A convolution to 3 channels takes twice the time of one to 8."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as PyTorch's convolutions take it.
+
+    Attributes:
+        weight: (O, I, 3, 3).
+        bias: (O,).
+        dilation: of the convolution.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    dilation: int = 1
+
+    def scaled(self, scale: Tensor) -> Kernel:
+        """The kernel with its output channels scaled, (O,)."""
+        weight, bias = self.weight * scale.view(-1, 1, 1, 1), self.bias * scale
+        return replace(self, weight=weight.to(self.weight.dtype), bias=bias.to(self.bias.dtype))
+
+    def convolve(
+        self, features: Tensor, padding: tuple[int, int], relu: bool = False, skip: Tensor | None = None
+    ) -> Tensor:
+        """The convolution of (N, I, H, W), passed through a ReLU if that is wanted, and what skips it, if anything."""
+        result = functional.conv2d(features, self.weight, self.bias, padding=padding, dilation=self.dilation)
+        if relu:
+            result.relu_()
+        return result if skip is None else result.add_(skip)
+
+
+@dataclass(frozen=True)
+class WinogradKernel:
+    """A kernel as `winograd.convolve` takes it, which does what a `Kernel` does.
+
+    Attributes:
+        transformed: see `winograd.transform`.
+        scale: of the output channels, (O,).
+        bias: (O,).
+        dilation: of the convolution.
+    """
+
+    transformed: Tensor
+    scale: Tensor
+    bias: Tensor
+    dilation: int = 1
+
+    def scaled(self, scale: Tensor) -> WinogradKernel:
+        """See `Kernel.scaled`."""
+        return replace(self, scale=self.scale * scale, bias=self.bias * scale)
+
+    def convolve(
+        self, features: Tensor, padding: tuple[int, int], relu: bool = False, skip: Tensor | None = None
+    ) -> Tensor:
+        """See `Kernel.convolve`."""
+        kernel = self.transformed, self.scale, self.bias
+        return winograd.convolve(features, *kernel, padding, self.dilation, relu, skip)
 
 
 class FusedWeights:
@@ -24,9 +80,15 @@ class FusedWeights:
     def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
         """Takes a network in float32, on `device`, which it keeps the blocks of."""
         self.model, self.dtype, self.device = model, dtype, device
-        weight, bias = parameters(model.project)
+        self._convolutions: dict[nn.Conv2d, Kernel | WinogradKernel] = {}
+
+    @cached_property
+    def project(self) -> Kernel:
+        """Of the last convolution, for `PROJECT_CHANNELS`."""
+        weight, bias = parameters(self.model.project)
         more = PROJECT_CHANNELS - weight.shape[0]
-        self.project = self.put(functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more)))
+        weight, bias = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more))
+        return self.put_plain(weight, bias)
 
     @property
     def precision(self) -> torch.dtype:
@@ -36,15 +98,15 @@ class FusedWeights:
     @cached_property
     def embed(self) -> Kernel:
         """See `embed_kernel`."""
-        return self.put(*embed_kernel(self.model))
+        return self.put_plain(*embed_kernel(self.model))
 
     @cached_property
-    def first_gates(self) -> list[Kernel]:
+    def first_gates(self) -> list[Kernel | WinogradKernel]:
         """See `split_gates`, at the first unit."""
         return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=True)]
 
     @cached_property
-    def gates(self) -> list[Kernel]:
+    def gates(self) -> list[Kernel | WinogradKernel]:
         """See `split_gates`, at the others."""
         return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=False)]
 
@@ -52,19 +114,29 @@ class FusedWeights:
         """For the forwards over one picture."""
         return Ranging()
 
-    def put(self, weight: Tensor, bias: Tensor) -> Kernel:
-        """A kernel as convolutions here want it."""
+    def put(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel | WinogradKernel:
+        """A kernel, (O, I, 3, 3), and bias, (O,), in the way that is the fastest here."""
+        kernel = self.put_plain(weight, bias, dilation)
+        if not winograd.suits(kernel.weight):
+            return kernel
+        return WinogradKernel(winograd.transform(weight), torch.ones_like(kernel.bias), kernel.bias, dilation)
+
+    def put_plain(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel:
+        """A kernel, (O, I, 3, 3), and bias, (O,), as PyTorch wants them."""
         layout = torch.channels_last
-        return weight.to(self.device, self.dtype).contiguous(memory_format=layout), bias.to(self.device, self.dtype)
+        weight = weight.to(self.device, self.dtype).contiguous(memory_format=layout)
+        return Kernel(weight, bias.to(self.device, self.dtype), dilation)
 
-    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel:
-        """A kernel with attention's scale folded in, (C,), if any."""
-        weight, bias = parameters(convolution)
-        return self.put(weight, bias) if scale is None else self.put(weight * scale.view(-1, 1, 1, 1), bias * scale)
+    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | WinogradKernel:
+        """The kernel of a convolution with attention's scale folded in, (C,), if any."""
+        if convolution not in self._convolutions:
+            self._convolutions[convolution] = self.put(*parameters(convolution), convolution.dilation[0])
+        kernel = self._convolutions[convolution]
+        return kernel if scale is None else kernel.scaled(scale)
 
 
-def parameters(convolution: nn.Conv2d) -> Kernel:
-    """As they are in the network."""
+def parameters(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias as they are in the network."""
     return convolution.weight.detach(), cast(Tensor, convolution.bias).detach()
 
 
@@ -73,8 +145,8 @@ def residual_blocks(model: SAPNet) -> list[DilatedResidualBlock]:
     return [cast(DilatedResidualBlock, block) for block in model.blocks]
 
 
-def embed_kernel(model: SAPNet) -> Kernel:
-    """The embedding's kernel for the rainy image in 255ths and for what the last estimate adds to it.
+def embed_kernel(model: SAPNet) -> tuple[Tensor, Tensor]:
+    """The embedding's weight and bias for the rainy image in 255ths and for what the last estimate adds to it.
 
     Half precision holds both better than two images in [0, 1]: bytes are exact in bf16, and the difference is small.
     """
@@ -83,7 +155,7 @@ def embed_kernel(model: SAPNet) -> Kernel:
     return torch.cat(((rainy + estimate) / 255, estimate), dim=1), bias
 
 
-def split_gates(model: SAPNet, first_unit: bool) -> tuple[Kernel, Kernel]:
+def split_gates(model: SAPNet, first_unit: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The gates that pass a sigmoid (input, output, forget), apart from the candidate, which passes a tanh.
 
     At the first unit the state is zero, so half of their input and the forget gate drop out: see `SAPNet.lstm`.

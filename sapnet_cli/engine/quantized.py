@@ -195,8 +195,7 @@ class QuantizedWeights(FusedWeights):
             for block in residual_blocks(model)
             for convolution in (block.conv1, block.conv2)
         }
-        weight, bias = self.project
-        self.project = weight * 2, bias  # of features that are stored as halves
+        self.project = replace(self.project, weight=self.project.weight * 2)  # of features that are stored as halves
         self.ranges = Ranges.of_noise(model)
 
     @property
@@ -214,7 +213,8 @@ class QuantizedWeights(FusedWeights):
         It stays in float32: six channels cost little, and what they lose is lost to all that follows.
         """
         weight, bias = embed_kernel(self.model)
-        return (weight / steps.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last), bias / steps - 128
+        in_steps = (weight / steps.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+        return Kernel(in_steps, bias / steps - 128)
 
     def gates_from(self, steps: Tensor, first_unit: bool) -> ByteKernel:
         """The gates' kernel, its candidate doubled, for bytes of the embedding and the hidden state.
@@ -265,7 +265,7 @@ class QuantizedForward(FusedForward):
         for strip in self.lstm_strips:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             images = self._images(strip, low - 1, high + 1, torch.float32)
-            embedded = functional.conv2d(images, *embed, padding=(0, 1)).permute(0, 2, 3, 1)
+            embedded = embed.convolve(images, (0, 1)).permute(0, 2, 3, 1)
             seen, inside = _framed(embedded, border, (low - strip.start + 1, strip.stop + 1 - high))
             rows, columns = self.cores[strip.picture or 0]
             counted = embedded[0, max(0, rows.start - low) : max(0, rows.stop - low)]  # a window's edge is no picture's

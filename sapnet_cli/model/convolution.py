@@ -1,7 +1,7 @@
-"""A 3x3 convolution that learns fast on a CPU: the gradient of its kernel by products of matrices.
+"""A 3x3 convolution that learns fast on a CPU: its gradient by products of matrices, the rest by Winograd.
 
-PyTorch's own takes eight times as long as the convolution itself where that is dilated and its features lie channels
-last, which is the layout that all else is fastest in; it was three quarters of a training step.
+PyTorch's own gradient of a kernel takes eight times as long as the convolution itself where that is dilated and its
+features lie channels last, which is the layout that all else is fastest in; it was three quarters of a training step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sapnet_cli.model import winograd
 
 STRIP_PIXELS = 4096
 """For each thread, of the features whose neighbours are laid side by side at once, so that a CPU's caches hold them."""
@@ -58,6 +60,51 @@ def _(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
     return kernel.contiguous(memory_format=torch.channels_last)
 
 
+@torch.library.custom_op(
+    "sapnet::convolution",
+    mutates_args=(),
+    schema="(Tensor features, Tensor weight, Tensor bias, int dilation) -> Tensor",
+)
+def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    """A 3x3 convolution that keeps the size, (B, I, H, W) to (B, O, H, W), channels last, by Winograd where it can be.
+
+    One operator to `torch.compile`, which cannot look into what is in C.
+    """
+    if winograd.suits(weight):
+        around = (dilation, dilation)
+        return winograd.convolve(features, winograd.transform(weight), torch.ones_like(bias), bias, around, dilation)
+    result = functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
+    return result.contiguous(memory_format=torch.channels_last)
+
+
+@convolution.register_fake
+def _(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    result = features.new_empty(features.shape[0], weight.shape[0], *features.shape[2:])
+    return result.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op(
+    "sapnet::features_gradient",
+    mutates_args=(),
+    schema="(Tensor features, Tensor weight, Tensor gradient, int dilation) -> Tensor",
+)
+def features_gradient(features: Tensor, weight: Tensor, gradient: Tensor, dilation: int) -> Tensor:
+    """The gradient of what such a convolution read, channels last: a convolution, too, by the kernel turned by half."""
+    turned = weight.flip(2, 3).transpose(0, 1)
+    if winograd.suits(turned):
+        return cast(Tensor, convolution(gradient, turned, turned.new_zeros(len(turned)), dilation))
+    around, wanted = [dilation, dilation], [True, False, False]
+    result, _, _ = torch.ops.aten.convolution_backward(
+        gradient, features, weight, None, [1, 1], around, around, False, [0, 0], 1, wanted
+    )
+    return cast(Tensor, result.contiguous(memory_format=torch.channels_last))
+
+
+@features_gradient.register_fake
+def _(features: Tensor, weight: Tensor, gradient: Tensor, dilation: int) -> Tensor:
+    return torch.empty_like(features).contiguous(memory_format=torch.channels_last)
+
+
 class _Convolve(torch.autograd.Function):
     """A convolution whose padding is its dilation."""
 
@@ -65,17 +112,13 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.dilation = dilation
-        return functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
+        return cast(Tensor, convolution(features, weight, bias, dilation))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         (gradient,), (features, weight) = gradients, ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        around = [ctx.dilation, ctx.dilation]
-        wanted = [ctx.needs_input_grad[0], False, False]
-        before, _, _ = torch.ops.aten.convolution_backward(
-            gradient, features, weight, None, [1, 1], around, around, False, [0, 0], 1, wanted
-        )
+        before = features_gradient(features, weight, gradient, ctx.dilation) if ctx.needs_input_grad[0] else None
         return before, kernel_gradient(features, gradient, ctx.dilation), gradient.sum(dim=(0, 2, 3)), None
 
 

@@ -1,0 +1,58 @@
+"""Compiles the package's one file of C where a compiler is at hand; without one the package is the same, but slower."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FLAGS = ("-O3", "-mavx2", "-mfma", "-shared", "-fPIC")
+
+
+class WinogradBuildHook(BuildHookInterface):
+    """Of wheels, editable ones among them."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compiles beside the source, as an editable install wants it."""
+        if self.target_name != "wheel":
+            return
+        source = Path(self.root, "sapnet_cli", "model", "winograd.c")
+        compiled = source.with_name(f"_winograd-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.so")
+        if not compile_source(source, compiled):
+            self.app.display_warning("winograd.c is not compiled, for want of an x86 CPU, Linux or a C compiler")
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["force_include"][str(compiled)] = f"sapnet_cli/model/{compiled.name}"
+
+
+def compile_source(source: Path, compiled: Path) -> bool:
+    """Whether it could; where it was before, too."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    named = shlex.split(os.environ.get("CC", ""))
+    compiler = named or [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))][:1]
+    if not compiler:
+        return False
+    with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+        fresh = Path(folder, "winograd.so")
+        try:
+            subprocess.run([*compiler, *FLAGS, "-o", str(fresh), str(source)], check=True, capture_output=True)  # noqa: S603
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        for old in source.parent.glob("_winograd-*.so"):
+            old.unlink(missing_ok=True)
+        fresh.replace(compiled)
+    return True

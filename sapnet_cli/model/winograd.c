@@ -1,0 +1,197 @@
+/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3), for x86 CPUs with AVX2 and FMA; `winograd.py` says what for.
+
+   Features lie channels last, so that each pixel is a run of vectors and dilation but a larger step between pixels. A
+   tile is 4x4 pixels that lie `dilation` apart, and reads the 6x6 around them. Lavin and Gray, "Fast algorithms for
+   convolutional neural networks" (CVPR 2016), with other points: 0, +-sqrt(1/2), +-sqrt(2) and infinity, which keep
+   rounding errors small. */
+
+#include <immintrin.h>
+#include <stdlib.h>
+
+enum {
+    LANES = 8,    /* floats of a vector */
+    SIDE = 4,     /* of the pixels that a tile gives */
+    SEEN = 6,     /* of those that it reads */
+    PLACES = 36,  /* of a transformed tile */
+    ROWS = 6,     /* tiles that are multiplied at once: with two vectors of outputs each, all registers are in use */
+    TILES = 24,   /* that a thread takes at once: transformed they fit into its cache; a multiple of ROWS */
+    OUTPUTS = 16  /* channels that lie side by side in a kernel */
+};
+
+typedef __m256 Vector;
+
+/* What all threads of one convolution share; `Job` of `winograd.py` has the same fields. */
+typedef struct {
+    const float *source;              /* (count, height, width, inputs) */
+    const float *kernel;              /* (PLACES, outputs / OUTPUTS, inputs, OUTPUTS) */
+    const float *scale, *bias;        /* (outputs) */
+    const float *skip;                /* like target, or none */
+    float *target;                    /* (count, target_height, target_width, outputs) */
+    long count, height, width, inputs, outputs, dilation;
+    long above, left;                 /* zeros beyond the edges */
+    long target_height, target_width;
+    long relu;                        /* ReLU(scale * convolution + bias) + skip, instead of the same without ReLU */
+    long next;                        /* block that no thread has taken yet */
+    long failed;                      /* a thread had no memory */
+} Job;
+
+static const float A = 0.70710678f, A2 = 0.5f, A3 = 0.35355339f;
+static const float B = 1.41421356f, B2 = 2.0f, B3 = 2.82842712f;
+static const float SQUARES = 2.5f; /* A2 + B2 */
+
+static inline Vector all(float value) { return _mm256_set1_ps(value); }
+static inline Vector add(Vector x, Vector y) { return _mm256_add_ps(x, y); }
+static inline Vector sub(Vector x, Vector y) { return _mm256_sub_ps(x, y); }
+static inline Vector times(float x, Vector y) { return _mm256_mul_ps(all(x), y); }
+static inline Vector plus(float x, Vector y, Vector z) { return _mm256_fmadd_ps(all(x), y, z); }   /* x y + z */
+static inline Vector minus(float x, Vector y, Vector z) { return _mm256_fnmadd_ps(all(x), y, z); } /* z - x y */
+
+/* What six pixels in a line are at the points. */
+static inline void transform(const Vector d[SEEN], Vector v[SEEN]) {
+    Vector even = minus(B2, d[2], d[4]), odd = times(A, minus(B2, d[1], d[3]));
+    Vector far_even = minus(A2, d[2], d[4]), far_odd = times(B, minus(A2, d[1], d[3]));
+    v[0] = minus(SQUARES, d[2], add(d[0], d[4]));
+    v[1] = add(even, odd);
+    v[2] = sub(even, odd);
+    v[3] = add(far_even, far_odd);
+    v[4] = sub(far_even, far_odd);
+    v[5] = minus(SQUARES, d[3], add(d[1], d[5]));
+}
+
+/* The four pixels in a line of products at the points. */
+static inline void transform_back(const Vector m[SEEN], Vector y[SIDE]) {
+    Vector sum = add(m[1], m[2]), difference = sub(m[1], m[2]);
+    Vector far_sum = add(m[3], m[4]), far_difference = sub(m[3], m[4]);
+    y[0] = add(m[0], add(sum, far_sum));
+    y[1] = plus(A, difference, times(B, far_difference));
+    y[2] = plus(A2, sum, times(B2, far_sum));
+    y[3] = plus(A3, difference, plus(B3, far_difference, m[5]));
+}
+
+/* ROWS tiles times OUTPUTS channels, at one place. */
+static inline void multiply(const float *seen, const float *kernel, float *given, long inputs, long outputs) {
+    Vector sums[ROWS][2];
+    for (int row = 0; row < ROWS; row++) sums[row][0] = sums[row][1] = _mm256_setzero_ps();
+    for (long input = 0; input < inputs; input++) {
+        Vector first = _mm256_loadu_ps(kernel + OUTPUTS * input);
+        Vector second = _mm256_loadu_ps(kernel + OUTPUTS * input + LANES);
+        for (int row = 0; row < ROWS; row++) {
+            Vector value = _mm256_broadcast_ss(seen + row * inputs + input);
+            sums[row][0] = _mm256_fmadd_ps(value, first, sums[row][0]);
+            sums[row][1] = _mm256_fmadd_ps(value, second, sums[row][1]);
+        }
+    }
+    for (int row = 0; row < ROWS; row++) {
+        _mm256_store_ps(given + row * outputs, sums[row][0]);
+        _mm256_store_ps(given + row * outputs + LANES, sums[row][1]);
+    }
+}
+
+/* Tiles along a side: one for each of the pixels that are `dilation` apart, then on by four times that. */
+static long tiles_along(long length, long dilation) {
+    long step = SIDE * dilation, rest = length % step;
+    return length / step * dilation + (rest < dilation ? rest : dilation);
+}
+
+/* First pixel of a tile along a side. */
+static long first_pixel(long tile, long dilation) { return tile / dilation * SIDE * dilation + tile % dilation; }
+
+/* Where a tile is. */
+typedef struct {
+    long picture, top, left;
+} Place;
+
+static Place place_of(const Job *job, long tile, long down, long across) {
+    Place place = {tile / (down * across), first_pixel(tile / across % down, job->dilation),
+                   first_pixel(tile % across, job->dilation)};
+    return place;
+}
+
+/* Reads a tile, `to` + place * TILES * inputs. */
+static void read_tile(const Job *job, Place place, float *to) {
+    const long step = job->dilation, inputs = job->inputs;
+    const long top = place.top - job->above, left = place.left - job->left;
+    const float *source = job->source + place.picture * job->height * job->width * inputs;
+    const int inside = top >= 0 && left >= 0 && top + (SEEN - 1) * step < job->height && left + (SEEN - 1) * step < job->width;
+    for (long channel = 0; channel < inputs; channel += LANES) {
+        Vector columns[SEEN][SEEN];
+        for (int x = 0; x < SEEN; x++) {
+            Vector column[SEEN];
+            for (int y = 0; y < SEEN; y++) {
+                long row = top + y * step, at = left + x * step;
+                int there = inside || (row >= 0 && row < job->height && at >= 0 && at < job->width);
+                column[y] = there ? _mm256_loadu_ps(source + (row * job->width + at) * inputs + channel) : _mm256_setzero_ps();
+            }
+            transform(column, columns[x]);
+        }
+        for (int y = 0; y < SEEN; y++) {
+            Vector line[SEEN], result[SEEN];
+            for (int x = 0; x < SEEN; x++) line[x] = columns[x][y];
+            transform(line, result);
+            for (int x = 0; x < SEEN; x++) _mm256_store_ps(to + (y * SEEN + x) * TILES * inputs + channel, result[x]);
+        }
+    }
+}
+
+/* Writes a tile, `from` + place * TILES * outputs. */
+static void write_tile(const Job *job, Place place, const float *from) {
+    const long step = job->dilation, outputs = job->outputs;
+    const Vector zero = _mm256_setzero_ps();
+    for (long channel = 0; channel < outputs; channel += LANES) {
+        Vector scale = _mm256_loadu_ps(job->scale + channel), bias = _mm256_loadu_ps(job->bias + channel);
+        Vector columns[SEEN][SIDE];
+        for (int x = 0; x < SEEN; x++) {
+            Vector column[SEEN];
+            for (int y = 0; y < SEEN; y++) column[y] = _mm256_load_ps(from + (y * SEEN + x) * TILES * outputs + channel);
+            transform_back(column, columns[x]);
+        }
+        for (int y = 0; y < SIDE; y++) {
+            long row = place.top + y * step;
+            if (row >= job->target_height) break;
+            Vector line[SEEN], result[SIDE];
+            for (int x = 0; x < SEEN; x++) line[x] = columns[x][y];
+            transform_back(line, result);
+            for (int x = 0; x < SIDE; x++) {
+                long at = place.left + x * step;
+                if (at >= job->target_width) break;
+                long pixel = (place.picture * job->target_height + row) * job->target_width + at;
+                Vector value = _mm256_fmadd_ps(result[x], scale, bias);
+                if (job->relu) value = _mm256_max_ps(value, zero);
+                if (job->skip) value = add(value, _mm256_loadu_ps(job->skip + pixel * outputs + channel));
+                _mm256_storeu_ps(job->target + pixel * outputs + channel, value);
+            }
+        }
+    }
+}
+
+/* Takes blocks of tiles until there are none left: what each thread runs. */
+void sapnet_winograd(void *shared) {
+    Job *job = shared;
+    const long inputs = job->inputs, outputs = job->outputs;
+    const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
+    const long tiles = job->count * down * across;
+    float *seen = aligned_alloc(64, sizeof(float) * PLACES * TILES * (inputs + outputs));
+    if (!seen) {
+        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    float *given = seen + PLACES * TILES * inputs;
+    for (;;) {
+        long begin = __atomic_fetch_add(&job->next, TILES, __ATOMIC_RELAXED);
+        if (begin >= tiles) break;
+        long number = tiles - begin < TILES ? tiles - begin : TILES;
+        for (long tile = 0; tile < number; tile++)
+            read_tile(job, place_of(job, begin + tile, down, across), seen + tile * inputs);
+        for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
+            for (long place = 0; place < PLACES; place++)
+                for (long input = 0; input < inputs; input++) seen[(place * TILES + tile) * inputs + input] = 0;
+        for (long place = 0; place < PLACES; place++)
+            for (long output = 0; output < outputs; output += OUTPUTS)
+                for (long tile = 0; tile < number; tile += ROWS)
+                    multiply(seen + (place * TILES + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
+                             given + (place * TILES + tile) * outputs + output, inputs, outputs);
+        for (long tile = 0; tile < number; tile++)
+            write_tile(job, place_of(job, begin + tile, down, across), given + tile * outputs);
+    }
+    free(seen);
+}

@@ -1,0 +1,133 @@
+"""Convolutions by Winograd are the convolutions, and what was not compiled is not missed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import random_model, random_pixels
+from torch import Tensor
+from torch.nn import functional
+
+from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.hardware import choose_precision
+from sapnet_cli.model import winograd
+from sapnet_cli.model.convolution import Convolution
+
+needs_winograd = pytest.mark.skipif(not winograd.is_available(), reason="not compiled, or no x86 CPU with AVX2")
+CHANNELS_LAST = torch.channels_last
+
+
+def features(*shape: int, seed: int = 0) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=CHANNELS_LAST)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="for Linux on x86")
+def test_it_is_compiled_wherever_it_can_be() -> None:
+    if shutil.which("cc") is None or not torch.cpu._is_avx2_supported():
+        pytest.skip("no compiler, or no AVX2")
+    assert winograd.is_available()
+
+
+@needs_winograd
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4), (17, 23), (40, 70)])
+@pytest.mark.parametrize("dilation", [1, 2, 5, 16])
+@pytest.mark.parametrize("channels", [(8, 16), (32, 32), (64, 96)])
+def test_it_is_the_convolution(size: tuple[int, int], dilation: int, channels: tuple[int, int]) -> None:
+    """At any size, also where the kernel reaches beyond the picture on all sides."""
+    inputs, outputs = channels
+    seen = features(2, inputs, *size)
+    weight, bias = (
+        features(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5,
+        features(outputs, 1, 1, 1, seed=2).view(-1),
+    )
+    expected = functional.conv2d(seen.double(), weight.double(), bias.double(), padding=dilation, dilation=dilation)
+    around = (dilation, dilation)
+    given = winograd.convolve(seen, winograd.transform(weight), torch.ones(outputs), bias, around, dilation)
+    assert given.shape == expected.shape
+    assert given.is_contiguous(memory_format=CHANNELS_LAST)
+    assert float((given - expected).abs().max()) < 2e-5
+
+
+@needs_winograd
+@pytest.mark.parametrize("padding", [(0, 0), (0, 2), (2, 0), (3, 5)])
+def test_its_options(padding: tuple[int, int]) -> None:
+    seen, weight, bias = features(1, 16, 21, 30), features(32, 16, 3, 3, seed=1) / 12, features(32, 1, 1, 1).view(-1)
+    scale = torch.linspace(0, 2, 32)
+    plain = functional.conv2d(seen, weight, None, padding=padding, dilation=2) * scale.view(-1, 1, 1)
+    plain = plain + bias.view(-1, 1, 1)
+    skip = features(*plain.shape, seed=3)
+    for relu, beside in ((False, None), (True, None), (False, skip), (True, skip)):
+        expected = (plain.relu() if relu else plain) + (0 if beside is None else beside)
+        given = winograd.convolve(seen, winograd.transform(weight), scale, bias, padding, 2, relu, beside)
+        assert torch.allclose(given, expected, atol=2e-5)
+    in_rows = seen.contiguous(memory_format=torch.contiguous_format)
+    again = winograd.convolve(in_rows, winograd.transform(weight), scale, bias, padding, 2, True, skip)
+    assert torch.equal(again, given)
+
+
+@needs_winograd
+def test_on_one_thread_it_gives_the_same() -> None:
+    seen, weight, bias = features(1, 32, 90, 70), winograd.transform(features(32, 32, 3, 3, seed=1)), torch.zeros(32)
+    both = [winograd.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        both.append(winograd.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*both)
+
+
+@needs_winograd
+@pytest.mark.parametrize("dilation", [1, 4])
+def test_its_gradients(dilation: int) -> None:
+    torch.manual_seed(0)
+    layer = Convolution(32, 64, dilation)
+    seen, wanted = features(2, 32, 19, 26).requires_grad_(), features(2, 64, 19, 26, seed=1)
+    assert winograd.suits(layer.weight)
+    given = torch.autograd.grad((layer(seen) * wanted).sum(), (seen, layer.weight, layer.bias))
+    exact = [each.detach().double().requires_grad_() for each in (seen, layer.weight, layer.bias)]
+    result = functional.conv2d(*exact, padding=dilation, dilation=dilation)
+    expected = torch.autograd.grad((result * wanted).sum(), exact)
+    for ours, theirs in zip(given, expected):
+        assert torch.allclose(ours.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+@needs_winograd
+def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(address: int) -> None:
+        winograd.Job.from_address(address).failed = 1
+
+    monkeypatch.setattr(winograd, "_runner", lambda: fail)
+    with pytest.raises(MemoryError):
+        winograd.convolve(
+            features(1, 8, 4, 4), winograd.transform(features(16, 8, 3, 3)), *torch.ones(2, 16), (1, 1), 1
+        )
+
+
+@pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "AVX2"])
+def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = random_model(channels=32), random_pixels(40, 50, "float32")
+    config = EngineConfig(device="cpu", precision="fp32")
+    before = Engine(model, config).derain(image)
+    winograd._runner.cache_clear()
+    if missing == "AVX2":
+        monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    elif missing == "the compiled file":
+        monkeypatch.setattr(winograd, "compiled_name", lambda: "none.so")
+    else:
+        load = winograd.ctypes.CDLL
+        monkeypatch.setattr(winograd.ctypes, "CDLL", lambda name: load(name) if name else object())
+    try:
+        assert not winograd.is_available()
+        after = Engine(model, config).derain(image)
+        chosen = choose_precision("auto", torch.device("cpu"))
+    finally:
+        winograd._runner.cache_clear()
+    assert abs(after - before).max() < 1e-5
+    assert chosen != torch.float32 or missing == "AVX2" or not torch.cpu._is_avx2_supported()
