@@ -100,7 +100,7 @@ def test_its_gradients(dilation: int) -> None:
 
 @needs_winograd
 def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(address: int) -> None:
+    def fail(function: str, address: int) -> None:
         winograd.Job.from_address(address).failed = 1
 
     monkeypatch.setattr(winograd, "_runner", lambda: fail)

@@ -34,6 +34,8 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     Returns:
         (O, I, 3, 3).
     """
+    if winograd.suits(gradient.new_empty(gradient.shape[1], features.shape[1], 3, 3)):
+        return winograd.kernel_gradient(features, gradient, dilation).contiguous(memory_format=torch.channels_last)
     inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
     offsets = (-dilation, 0, dilation)
     result = gradient.new_zeros(3, outputs, 3 * inputs)

@@ -14,6 +14,7 @@ enum {
     SEEN = 6,     /* of those that it reads */
     PLACES = 36,  /* of a transformed tile */
     ROWS = 6,     /* tiles that are multiplied at once: with two vectors of outputs each, all registers are in use */
+    INPUTS = 4,   /* channels of which a gradient is summed at once */
     TILES = 24,   /* that a thread takes at once: transformed they fit into its cache; a multiple of ROWS */
     OUTPUTS = 16  /* channels that lie side by side in a kernel */
 };
@@ -23,15 +24,16 @@ typedef __m256 Vector;
 /* What all threads of one convolution share; `Job` of `winograd.py` has the same fields. */
 typedef struct {
     const float *source;              /* (count, height, width, inputs) */
-    const float *kernel;              /* (PLACES, outputs / OUTPUTS, inputs, OUTPUTS) */
+    float *kernel;                    /* (PLACES, outputs / OUTPUTS, inputs, OUTPUTS); its gradient (parts, the same) */
     const float *scale, *bias;        /* (outputs) */
     const float *skip;                /* like target, or none */
-    float *target;                    /* (count, target_height, target_width, outputs) */
+    float *target;                    /* (count, target_height, target_width, outputs), or the gradient of it */
     long count, height, width, inputs, outputs, dilation;
     long above, left;                 /* zeros beyond the edges */
     long target_height, target_width;
     long relu;                        /* ReLU(scale * convolution + bias) + skip, instead of the same without ReLU */
-    long next;                        /* block that no thread has taken yet */
+    long parts;                       /* that a gradient is summed in, each in order, whoever sums it */
+    long next;                        /* tile or part that no thread has taken yet */
     long failed;                      /* a thread had no memory */
 } Job;
 
@@ -164,18 +166,110 @@ static void write_tile(const Job *job, Place place, const float *from) {
     }
 }
 
+/* The adjoint of `transform_back`: what six products add up to, of the gradient of four pixels in a line. */
+static inline void transform_gradient(const Vector y[SIDE], Vector m[SEEN]) {
+    Vector even = plus(A2, y[2], y[0]), odd = plus(A3, y[3], times(A, y[1]));
+    Vector far_even = plus(B2, y[2], y[0]), far_odd = plus(B3, y[3], times(B, y[1]));
+    m[0] = y[0];
+    m[1] = add(even, odd);
+    m[2] = sub(even, odd);
+    m[3] = add(far_even, far_odd);
+    m[4] = sub(far_even, far_odd);
+    m[5] = y[3];
+}
+
+/* Reads the gradient of a tile, `to` + place * TILES * outputs. */
+static void read_gradient(const Job *job, Place place, float *to) {
+    const long step = job->dilation, outputs = job->outputs;
+    for (long channel = 0; channel < outputs; channel += LANES) {
+        Vector columns[SIDE][SEEN];
+        for (int x = 0; x < SIDE; x++) {
+            Vector column[SIDE];
+            for (int y = 0; y < SIDE; y++) {
+                long row = place.top + y * step, at = place.left + x * step;
+                long pixel = (place.picture * job->target_height + row) * job->target_width + at;
+                int there = row < job->target_height && at < job->target_width;
+                column[y] = there ? _mm256_loadu_ps(job->target + pixel * outputs + channel) : _mm256_setzero_ps();
+            }
+            transform_gradient(column, columns[x]);
+        }
+        for (int y = 0; y < SEEN; y++) {
+            Vector line[SIDE], result[SEEN];
+            for (int x = 0; x < SIDE; x++) line[x] = columns[x][y];
+            transform_gradient(line, result);
+            for (int x = 0; x < SEEN; x++) _mm256_store_ps(to + (y * SEEN + x) * TILES * outputs + channel, result[x]);
+        }
+    }
+}
+
+/* Adds to the gradient of INPUTS times OUTPUTS channels, at one place, what so many tiles say. */
+static inline void accumulate(const float *seen, const float *wanted, float *sum, long tiles, long inputs, long outputs) {
+    Vector sums[INPUTS][2];
+    for (int input = 0; input < INPUTS; input++) {
+        sums[input][0] = _mm256_loadu_ps(sum + input * OUTPUTS);
+        sums[input][1] = _mm256_loadu_ps(sum + input * OUTPUTS + LANES);
+    }
+    for (long tile = 0; tile < tiles; tile++) {
+        Vector first = _mm256_load_ps(wanted + tile * outputs);
+        Vector second = _mm256_load_ps(wanted + tile * outputs + LANES);
+        for (int input = 0; input < INPUTS; input++) {
+            Vector value = _mm256_broadcast_ss(seen + tile * inputs + input);
+            sums[input][0] = _mm256_fmadd_ps(value, first, sums[input][0]);
+            sums[input][1] = _mm256_fmadd_ps(value, second, sums[input][1]);
+        }
+    }
+    for (int input = 0; input < INPUTS; input++) {
+        _mm256_storeu_ps(sum + input * OUTPUTS, sums[input][0]);
+        _mm256_storeu_ps(sum + input * OUTPUTS + LANES, sums[input][1]);
+    }
+}
+
+/* Room for the transformed tiles of a thread, and where that of their outputs begins. */
+static float *make_room(Job *job, float **given) {
+    float *seen = aligned_alloc(64, sizeof(float) * PLACES * TILES * (job->inputs + job->outputs));
+    if (!seen) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+    *given = seen + PLACES * TILES * job->inputs;
+    return seen;
+}
+
+/* Sums parts of the gradient of a kernel until there are none left: what each thread runs. They are zero before. */
+void sapnet_winograd_gradient(void *shared) {
+    Job *job = shared;
+    const long inputs = job->inputs, outputs = job->outputs;
+    const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
+    const long tiles = job->count * down * across;
+    float *wanted, *seen = make_room(job, &wanted);
+    if (!seen) return;
+    for (;;) {
+        long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (part >= job->parts) break;
+        float *sums = job->kernel + part * PLACES * inputs * outputs;
+        long end = tiles * (part + 1) / job->parts;
+        for (long begin = tiles * part / job->parts; begin < end; begin += TILES) {
+            long number = end - begin < TILES ? end - begin : TILES;
+            for (long tile = 0; tile < number; tile++) {
+                Place place = place_of(job, begin + tile, down, across);
+                read_tile(job, place, seen + tile * inputs);
+                read_gradient(job, place, wanted + tile * outputs);
+            }
+            for (long place = 0; place < PLACES; place++)
+                for (long output = 0; output < outputs; output += OUTPUTS)
+                    for (long input = 0; input < inputs; input += INPUTS)
+                        accumulate(seen + place * TILES * inputs + input, wanted + place * TILES * outputs + output,
+                                   sums + (place * outputs + output) * inputs + input * OUTPUTS, number, inputs, outputs);
+        }
+    }
+    free(seen);
+}
+
 /* Takes blocks of tiles until there are none left: what each thread runs. */
 void sapnet_winograd(void *shared) {
     Job *job = shared;
     const long inputs = job->inputs, outputs = job->outputs;
     const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
     const long tiles = job->count * down * across;
-    float *seen = aligned_alloc(64, sizeof(float) * PLACES * TILES * (inputs + outputs));
-    if (!seen) {
-        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    float *given = seen + PLACES * TILES * inputs;
+    float *given, *seen = make_room(job, &given);
+    if (!seen) return;
     for (;;) {
         long begin = __atomic_fetch_add(&job->next, TILES, __ATOMIC_RELAXED);
         if (begin >= tiles) break;

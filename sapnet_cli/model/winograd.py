@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +33,10 @@ class Job(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("source", "kernel", "scale", "bias", "skip", "target")),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "outputs", "dilation", "above")),
-        *((name, ctypes.c_long) for name in ("left", "target_height", "target_width", "relu", "next", "failed")),
+        *(
+            (name, ctypes.c_long)
+            for name in ("left", "target_height", "target_width", "relu", "parts", "next", "failed")
+        ),
     )
 
 
@@ -84,22 +87,64 @@ def convolve(
     Raises:
         MemoryError: there is none for a few tiles.
     """
+    count, _, height, width = features.shape
+    size = height + 2 * (padding[0] - dilation), width + 2 * (padding[1] - dilation)
+    source, scale, bias = _channels_last(features), scale.contiguous(), bias.contiguous()
+    target = source.new_empty(count, *size, len(bias))
+    added = None if skip is None else _channels_last(skip)
+    _run("sapnet_winograd", (source, transformed, scale, bias, added, target), padding, dilation, relu=relu)
+    return target.permute(0, 3, 1, 2)
+
+
+def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
+    """The gradient of the kernel of a convolution that keeps the size. It depends on how many threads there are.
+
+    Args:
+        features: what the convolution read, (N, I, H, W), float32.
+        gradient: of what it gave, (N, O, H, W).
+        dilation: of the convolution, and its padding.
+
+    Returns:
+        (O, I, 3, 3).
+
+    Raises:
+        MemoryError: there is none for a few tiles.
+    """
+    inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
+    source, wanted = _channels_last(features), _channels_last(gradient)
+    sums = source.new_zeros(parts, 36, outputs // OUTPUTS, inputs, OUTPUTS)
+    arrays = (source, sums, None, None, None, wanted)
+    _run("sapnet_winograd_gradient", arrays, (dilation, dilation), dilation, parts=parts)
+    at_points = sums.sum(dim=0).transpose(2, 3).reshape(6, 6, outputs, inputs)
+    return torch.einsum("ya,yxoi,xb->oiab", _points().float(), at_points, _points().float())
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H, W, C) that lies one after the other."""
+    return features.permute(0, 2, 3, 1).contiguous()
+
+
+def _run(
+    function: str,
+    arrays: Sequence[Tensor | None],
+    padding: tuple[int, int],
+    dilation: int,
+    relu: bool = False,
+    parts: int = 0,
+) -> None:
+    """One function of `winograd.c`, on the arrays that `Job` names."""
     runner = _runner()
     if runner is None:
         raise RuntimeError("no compiled convolution is here")
-    count, inputs, height, width = features.shape
-    outputs = len(bias)
-    size = height + 2 * (padding[0] - dilation), width + 2 * (padding[1] - dilation)
-    source, scale, bias = features.permute(0, 2, 3, 1).contiguous(), scale.contiguous(), bias.contiguous()
-    target = source.new_empty(count, *size, outputs)
-    added = None if skip is None else skip.permute(0, 2, 3, 1).contiguous()
-    arrays = (source, transformed, scale, bias, added, target)
+    source, target = arrays[0], arrays[-1]
+    assert source is not None and target is not None  # noqa: S101, PT018
+    count, height, width, inputs = source.shape
     pointers = (None if each is None else each.data_ptr() for each in arrays)
-    job = Job(*pointers, count, height, width, inputs, outputs, dilation, *padding, *size, relu, 0, 0)
-    runner(ctypes.addressof(job))
+    shape = (count, height, width, inputs, target.shape[3], dilation, *padding, *target.shape[1:3])
+    job = Job(*pointers, *shape, relu, parts, 0, 0)
+    runner(function, ctypes.addressof(job))
     if job.failed:
         raise MemoryError("out of memory")
-    return target.permute(0, 3, 1, 2)
 
 
 def compiled_name() -> str:
@@ -108,19 +153,25 @@ def compiled_name() -> str:
 
 
 @cache
-def _runner() -> Callable[[int], None] | None:
-    """Runs a job, at an address, on the threads of PyTorch's own OpenMP: others would fight with them for the cores."""
+def _runner() -> Callable[[str, int], None] | None:
+    """Runs a function on a job, at an address.
+
+    On the threads of PyTorch's own OpenMP: others would fight with them for the cores.
+    """
     if sys.platform != "linux" or not torch.cpu._is_avx2_supported():
         return None
     try:
-        program = ctypes.CDLL(str(SOURCE.with_name(compiled_name()))).sapnet_winograd
+        program = ctypes.CDLL(str(SOURCE.with_name(compiled_name())))
         in_parallel = ctypes.CDLL(None).GOMP_parallel
     except (OSError, AttributeError):
         return None
     in_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     in_parallel.restype = None
-    address = ctypes.cast(program, ctypes.c_void_p)
-    return lambda job: in_parallel(address, job, torch.get_num_threads(), 0)
+
+    def run(function: str, job: int) -> None:
+        in_parallel(ctypes.cast(program[function], ctypes.c_void_p), job, torch.get_num_threads(), 0)
+
+    return run
 
 
 @cache
