@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FLAGS = ("-O3", "-mavx2", "-mfma", "-shared", "-fPIC")
 
 
-class WinogradBuildHook(BuildHookInterface):
+class NativeBuildHook(BuildHookInterface):
     """Of wheels, editable ones among them."""
 
     PLUGIN_NAME = "custom"
@@ -28,10 +28,10 @@ class WinogradBuildHook(BuildHookInterface):
         """Compiles beside the source, as an editable install wants it."""
         if self.target_name != "wheel":
             return
-        source = Path(self.root, "sapnet_cli", "model", "winograd.c")
-        compiled = source.with_name(f"_winograd-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.so")
+        source = Path(self.root, "sapnet_cli", "model", "native.c")
+        compiled = source.with_name(f"_native-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.so")
         if not compile_source(source, compiled):
-            self.app.display_warning("winograd.c is not compiled, for want of an x86 CPU, Linux or a C compiler")
+            self.app.display_warning("native.c is not compiled, for want of an x86 CPU, Linux or a C compiler")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
@@ -47,12 +47,12 @@ def compile_source(source: Path, compiled: Path) -> bool:
     if not compiler:
         return False
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-        fresh = Path(folder, "winograd.so")
+        fresh = Path(folder, "native.so")
         try:
             subprocess.run([*compiler, *FLAGS, "-o", str(fresh), str(source)], check=True, capture_output=True)  # noqa: S603
         except (OSError, subprocess.CalledProcessError):
             return False
-        for old in source.parent.glob("_winograd-*.so"):
+        for old in source.parent.glob("_native-*.so"):
             old.unlink(missing_ok=True)
         fresh.replace(compiled)
     return True

@@ -19,12 +19,12 @@ from sapnet_cli.engine import fused, hardware, planes
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision
-from sapnet_cli.engine.kernels import FusedWeights, Kernel, WinogradKernel
+from sapnet_cli.engine.kernels import FusedWeights, Kernel, NativeKernel
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.engine.statistics import MeasuringPool
 from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
-from sapnet_cli.model import winograd
+from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.learner import choose_training_precision
 
@@ -336,7 +336,7 @@ def test_not_finite_is_computed_again_in_fp32(tile: int, monkeypatch: pytest.Mon
     """As a real overflow in half precision is."""
     put = FusedWeights.put
 
-    def overflow(self: FusedWeights, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel | WinogradKernel:
+    def overflow(self: FusedWeights, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel | NativeKernel:
         return put(self, weight, bias if self.dtype == torch.float32 else bias * float("nan"), dilation)
 
     monkeypatch.setattr(FusedWeights, "put", overflow)
@@ -431,7 +431,7 @@ def test_senseless_options(options: dict[str, object], message: str) -> None:
 def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = choose_device("cpu")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    for bytes_too, exactly, by_winograd, has_bf16, expected in (
+    for bytes_too, exactly, in_c, has_bf16, expected in (
         (True, True, True, True, torch.int8),
         (True, True, True, False, torch.int8),
         (True, False, False, False, torch.int8),
@@ -441,7 +441,7 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(hardware, "multiplies_bytes", lambda bytes_too=bytes_too: bytes_too)
         monkeypatch.setattr(hardware, "sums_bytes_exactly", lambda exactly=exactly: exactly)
-        monkeypatch.setattr(winograd, "is_available", lambda by_winograd=by_winograd: by_winograd)
+        monkeypatch.setattr(native, "is_available", lambda in_c=in_c: in_c)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
         assert choose_precision("auto", cpu) == expected
         assert choose_training_precision("auto", cpu) == (torch.bfloat16 if has_bf16 else torch.float32)

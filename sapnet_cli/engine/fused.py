@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sapnet_cli.engine.hardware import fast_float
-from sapnet_cli.engine.kernels import FusedWeights, Ranging, parameters, residual_blocks
+from sapnet_cli.engine.kernels import FusedWeights, NativeKernel, Ranging, parameters, residual_blocks
 from sapnet_cli.engine.pixels import to_float
 from sapnet_cli.engine.planes import Room, Strip, choose_place
 from sapnet_cli.engine.progress import Report, part_of
+from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 Pool: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -153,28 +154,28 @@ class FusedForward:
             if not first_unit:
                 seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
             seen = _pad_rows(seen, edges)
-            gates, candidate = (
-                kernel.convolve(seen, (0, 1)).permute(0, 2, 3, 1)
-                for kernel in (self.weights.first_gates if first_unit else self.weights.gates)
-            )
-            hidden = self._recur(gates, candidate, strip)
-            strip.of(self.spare).copy_(hidden)  # not over the old state, which the next strip's margin still needs
+            # not over the old state, which the next strip's margin still needs
+            hidden = self._recur(seen, first_unit, strip.of(self.cell), strip.of(self.spare))
             self._collect(hidden, strip)
         self.hidden, self.spare = self.spare, self.hidden
 
-    def _recur(self, gates: Tensor, candidate: Tensor, strip: Strip) -> Tensor:
-        """The hidden state of a strip, (N, rows, W, C), from what the gates' convolutions gave; keeps the cell state.
+    def _recur(self, seen: Tensor, first_unit: bool, cell: Tensor, hidden: Tensor) -> Tensor:
+        """Steps the state of a strip, (N, rows, W, C), on; gives the hidden one on the network's device.
 
-        The first unit's gates are without the one that forgets.
+        `seen` are embedding and hidden state with a margin of rows, (N, C', rows + 2, W).
         """
+        kernels = self.weights.first_gates if first_unit else self.weights.gates
+        if isinstance(kernels, NativeKernel):
+            native.recur(kernels.convolve(seen, (0, 1)).permute(0, 2, 3, 1), cell, hidden, first_unit)
+            return hidden
+        gates, candidate = (kernel.convolve(seen, (0, 1)).permute(0, 2, 3, 1) for kernel in kernels)
         gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), self.weights.model.config.channels, dim=3)
         _tanh_(candidate)
-        if forget:
-            cell = (strip.of(self.cell).to(gates) * forget[0]).addcmul_(gate_in, candidate)
-        else:
-            cell = gate_in * candidate
-        strip.of(self.cell).copy_(cell)
-        return _tanh_(cell).mul_(gate_out)
+        new = (cell.to(gates) * forget[0]).addcmul_(gate_in, candidate) if forget else gate_in * candidate
+        cell.copy_(new)
+        new = _tanh_(new).mul_(gate_out)
+        hidden.copy_(new)
+        return new
 
     def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
         """A residual block; `following` is the dilation of the next one, if any."""

@@ -14,7 +14,7 @@ import torch
 
 from sapnet_cli.cores import container_limits
 from sapnet_cli.errors import UsageError
-from sapnet_cli.model import winograd
+from sapnet_cli.model import native
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -101,7 +101,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
     Each pays only where the hardware computes in it: int8 on CPUs with VNNI, or with AVX2 where convolutions in fp32
-    have to do without `winograd`, bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose mantissa is longer) on GPUs with
+    have to do without `native`, bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose mantissa is longer) on GPUs with
     tensor cores. Elsewhere it is slower than fp32, which auto then takes.
 
     Raises:
@@ -117,7 +117,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             log.warning("this CPU is slow in %s, and faster in fp32 or --precision auto", name)
         return precision
     if device.type == "cpu":
-        pays = sums_bytes_exactly() or not winograd.is_available()
+        pays = sums_bytes_exactly() or not native.is_available()
         return torch.int8 if multiplies_bytes() and pays else fast_float()
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
         return torch.float16

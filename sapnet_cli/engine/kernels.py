@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.model import winograd
+from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 PROJECT_CHANNELS = 8
@@ -47,11 +47,11 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class WinogradKernel:
-    """A kernel as `winograd.convolve` takes it, which does what a `Kernel` does.
+class NativeKernel:
+    """A kernel as `native.convolve` takes it, which does what a `Kernel` does.
 
     Attributes:
-        transformed: see `winograd.transform`.
+        transformed: see `native.transform`.
         scale: of the output channels, (O,).
         bias: (O,).
         dilation: of the convolution.
@@ -62,7 +62,7 @@ class WinogradKernel:
     bias: Tensor
     dilation: int = 1
 
-    def scaled(self, scale: Tensor) -> WinogradKernel:
+    def scaled(self, scale: Tensor) -> NativeKernel:
         """See `Kernel.scaled`."""
         return replace(self, scale=self.scale * scale, bias=self.bias * scale)
 
@@ -71,7 +71,11 @@ class WinogradKernel:
     ) -> Tensor:
         """See `Kernel.convolve`."""
         kernel = self.transformed, self.scale, self.bias
-        return winograd.convolve(features, *kernel, padding, self.dilation, relu, skip)
+        return native.convolve(features, *kernel, padding, self.dilation, relu, skip)
+
+
+Gates: TypeAlias = NativeKernel | tuple[Kernel, Kernel]
+"""The LSTM's, see `gates_kernel` where they are computed in C, and else `split_gates`."""
 
 
 class FusedWeights:
@@ -80,7 +84,7 @@ class FusedWeights:
     def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
         """Takes a network in float32, on `device`, which it keeps the blocks of."""
         self.model, self.dtype, self.device = model, dtype, device
-        self._convolutions: dict[nn.Conv2d, Kernel | WinogradKernel] = {}
+        self._convolutions: dict[nn.Conv2d, Kernel | NativeKernel] = {}
 
     @cached_property
     def project(self) -> Kernel:
@@ -101,25 +105,32 @@ class FusedWeights:
         return self.put_plain(*embed_kernel(self.model))
 
     @cached_property
-    def first_gates(self) -> list[Kernel | WinogradKernel]:
-        """See `split_gates`, at the first unit."""
-        return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=True)]
+    def first_gates(self) -> Gates:
+        """Of the LSTM, at the first unit."""
+        return self._put_gates(first_unit=True)
 
     @cached_property
-    def gates(self) -> list[Kernel | WinogradKernel]:
-        """See `split_gates`, at the others."""
-        return [self.put(*kernel) for kernel in split_gates(self.model, first_unit=False)]
+    def gates(self) -> Gates:
+        """Of the LSTM, at the others."""
+        return self._put_gates(first_unit=False)
+
+    def _put_gates(self, first_unit: bool) -> Gates:
+        together = self.put(*gates_kernel(self.model, first_unit))
+        if isinstance(together, NativeKernel):
+            return together
+        gates, candidate = split_gates(self.model, first_unit)
+        return self.put_plain(*gates), self.put_plain(*candidate)
 
     def ranging(self) -> Ranging:
         """For the forwards over one picture."""
         return Ranging()
 
-    def put(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel | WinogradKernel:
+    def put(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel | NativeKernel:
         """A kernel, (O, I, 3, 3), and bias, (O,), in the way that is the fastest here."""
         kernel = self.put_plain(weight, bias, dilation)
-        if not winograd.suits(kernel.weight):
+        if not native.suits(kernel.weight):
             return kernel
-        return WinogradKernel(winograd.transform(weight), torch.ones_like(kernel.bias), kernel.bias, dilation)
+        return NativeKernel(native.transform(weight), torch.ones_like(kernel.bias), kernel.bias, dilation)
 
     def put_plain(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel:
         """A kernel, (O, I, 3, 3), and bias, (O,), as PyTorch wants them."""
@@ -127,7 +138,7 @@ class FusedWeights:
         weight = weight.to(self.device, self.dtype).contiguous(memory_format=layout)
         return Kernel(weight, bias.to(self.device, self.dtype), dilation)
 
-    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | WinogradKernel:
+    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | NativeKernel:
         """The kernel of a convolution with attention's scale folded in, (C,), if any."""
         if convolution not in self._convolutions:
             self._convolutions[convolution] = self.put(*parameters(convolution), convolution.dilation[0])
@@ -155,17 +166,22 @@ def embed_kernel(model: SAPNet) -> tuple[Tensor, Tensor]:
     return torch.cat(((rainy + estimate) / 255, estimate), dim=1), bias
 
 
-def split_gates(model: SAPNet, first_unit: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The gates that pass a sigmoid (input, output, forget), apart from the candidate, which passes a tanh.
+def gates_kernel(model: SAPNet, first_unit: bool) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the LSTM's gates: input, candidate, output, forget.
 
     At the first unit the state is zero, so half of their input and the forget gate drop out: see `SAPNet.lstm`.
     """
+    weight, bias = parameters(model.gates)
     width = model.config.channels
-    seen = width if first_unit else 2 * width
-    weights, biases = (torch.split(each, width) for each in parameters(model.gates))
-    gates = (0, 2) if first_unit else (0, 2, 3)
-    weight, bias = (torch.cat([each[gate] for gate in gates]) for each in (weights, biases))
-    return (weight[:, :seen], bias), (weights[1][:, :seen], biases[1])
+    return (weight[: 3 * width, :width], bias[: 3 * width]) if first_unit else (weight, bias)
+
+
+def split_gates(model: SAPNet, first_unit: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The gates that pass a sigmoid (input, output, forget), apart from the candidate, which passes a tanh."""
+    weight, bias = gates_kernel(model, first_unit)
+    gate_in, candidate, *others = zip(*(torch.split(each, model.config.channels) for each in (weight, bias)))
+    weights, biases = zip(gate_in, *others)
+    return (torch.cat(weights), torch.cat(biases)), candidate
 
 
 class Ranging:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.model import winograd
+from sapnet_cli.model import native
 
 STRIP_PIXELS = 4096
 """For each thread, of the features whose neighbours are laid side by side at once, so that a CPU's caches hold them."""
@@ -34,8 +34,8 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     Returns:
         (O, I, 3, 3).
     """
-    if winograd.suits(gradient.new_empty(gradient.shape[1], features.shape[1], 3, 3)):
-        return winograd.kernel_gradient(features, gradient, dilation).contiguous(memory_format=torch.channels_last)
+    if native.suits(gradient.new_empty(gradient.shape[1], features.shape[1], 3, 3)):
+        return native.kernel_gradient(features, gradient, dilation).contiguous(memory_format=torch.channels_last)
     inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
     offsets = (-dilation, 0, dilation)
     result = gradient.new_zeros(3, outputs, 3 * inputs)
@@ -72,9 +72,9 @@ def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -
 
     One operator to `torch.compile`, which cannot look into what is in C.
     """
-    if winograd.suits(weight):
+    if native.suits(weight):
         around = (dilation, dilation)
-        return winograd.convolve(features, winograd.transform(weight), torch.ones_like(bias), bias, around, dilation)
+        return native.convolve(features, native.transform(weight), torch.ones_like(bias), bias, around, dilation)
     result = functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
     return result.contiguous(memory_format=torch.channels_last)
 
@@ -93,7 +93,7 @@ def _(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
 def features_gradient(features: Tensor, weight: Tensor, gradient: Tensor, dilation: int) -> Tensor:
     """The gradient of what such a convolution read, channels last: a convolution, too, by the kernel turned by half."""
     turned = weight.flip(2, 3).transpose(0, 1)
-    if winograd.suits(turned):
+    if native.suits(turned):
         return cast(Tensor, convolution(gradient, turned, turned.new_zeros(len(turned)), dilation))
     around, wanted = [dilation, dilation], [True, False, False]
     result, _, _ = torch.ops.aten.convolution_backward(

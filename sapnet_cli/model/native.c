@@ -1,4 +1,5 @@
-/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3), for x86 CPUs with AVX2 and FMA; `winograd.py` says what for.
+/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3), and an LSTM's step, for x86 CPUs with AVX2 and FMA; `native.py`
+   says what for.
 
    Features lie channels last, so that each pixel is a run of vectors and dilation but a larger step between pixels. A
    tile is 4x4 pixels that lie `dilation` apart, and reads the 6x6 around them. Lavin and Gray, "Fast algorithms for
@@ -21,7 +22,7 @@ enum {
 
 typedef __m256 Vector;
 
-/* What all threads of one convolution share; `Job` of `winograd.py` has the same fields. */
+/* What all threads of one convolution share; `Convolution` of `native.py` has the same fields. */
 typedef struct {
     const float *source;              /* (count, height, width, inputs) */
     float *kernel;                    /* (PLACES, outputs / OUTPUTS, inputs, OUTPUTS); its gradient (parts, the same) */
@@ -35,7 +36,16 @@ typedef struct {
     long parts;                       /* that a gradient is summed in, each in order, whoever sums it */
     long next;                        /* tile or part that no thread has taken yet */
     long failed;                      /* a thread had no memory */
-} Job;
+} Convolution;
+
+/* What all threads of a step of the LSTM share; `Recurrence` of `native.py` has the same fields. */
+typedef struct {
+    const float *gates;               /* (pixels, 4 or 3 times width): input, candidate, output, and, if any, forget */
+    float *cell, *hidden;             /* (pixels, width) */
+    long pixels, width;
+    long first;                       /* no gate forgets, and there is no cell yet */
+    long next;                        /* pixel that no thread has taken yet */
+} Recurrence;
 
 static const float A = 0.70710678f, A2 = 0.5f, A3 = 0.35355339f;
 static const float B = 1.41421356f, B2 = 2.0f, B3 = 2.82842712f;
@@ -103,14 +113,14 @@ typedef struct {
     long picture, top, left;
 } Place;
 
-static Place place_of(const Job *job, long tile, long down, long across) {
+static Place place_of(const Convolution *job, long tile, long down, long across) {
     Place place = {tile / (down * across), first_pixel(tile / across % down, job->dilation),
                    first_pixel(tile % across, job->dilation)};
     return place;
 }
 
 /* Reads a tile, `to` + place * TILES * inputs. */
-static void read_tile(const Job *job, Place place, float *to) {
+static void read_tile(const Convolution *job, Place place, float *to) {
     const long step = job->dilation, inputs = job->inputs;
     const long top = place.top - job->above, left = place.left - job->left;
     const float *source = job->source + place.picture * job->height * job->width * inputs;
@@ -136,7 +146,7 @@ static void read_tile(const Job *job, Place place, float *to) {
 }
 
 /* Writes a tile, `from` + place * TILES * outputs. */
-static void write_tile(const Job *job, Place place, const float *from) {
+static void write_tile(const Convolution *job, Place place, const float *from) {
     const long step = job->dilation, outputs = job->outputs;
     const Vector zero = _mm256_setzero_ps();
     for (long channel = 0; channel < outputs; channel += LANES) {
@@ -179,7 +189,7 @@ static inline void transform_gradient(const Vector y[SIDE], Vector m[SEEN]) {
 }
 
 /* Reads the gradient of a tile, `to` + place * TILES * outputs. */
-static void read_gradient(const Job *job, Place place, float *to) {
+static void read_gradient(const Convolution *job, Place place, float *to) {
     const long step = job->dilation, outputs = job->outputs;
     for (long channel = 0; channel < outputs; channel += LANES) {
         Vector columns[SIDE][SEEN];
@@ -225,7 +235,7 @@ static inline void accumulate(const float *seen, const float *wanted, float *sum
 }
 
 /* Room for the transformed tiles of a thread, and where that of their outputs begins. */
-static float *make_room(Job *job, float **given) {
+static float *make_room(Convolution *job, float **given) {
     float *seen = aligned_alloc(64, sizeof(float) * PLACES * TILES * (job->inputs + job->outputs));
     if (!seen) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
     *given = seen + PLACES * TILES * job->inputs;
@@ -233,8 +243,8 @@ static float *make_room(Job *job, float **given) {
 }
 
 /* Sums parts of the gradient of a kernel until there are none left: what each thread runs. They are zero before. */
-void sapnet_winograd_gradient(void *shared) {
-    Job *job = shared;
+void sapnet_kernel_gradient(void *shared) {
+    Convolution *job = shared;
     const long inputs = job->inputs, outputs = job->outputs;
     const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
     const long tiles = job->count * down * across;
@@ -263,8 +273,8 @@ void sapnet_winograd_gradient(void *shared) {
 }
 
 /* Takes blocks of tiles until there are none left: what each thread runs. */
-void sapnet_winograd(void *shared) {
-    Job *job = shared;
+void sapnet_convolve(void *shared) {
+    Convolution *job = shared;
     const long inputs = job->inputs, outputs = job->outputs;
     const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
     const long tiles = job->count * down * across;
@@ -288,4 +298,48 @@ void sapnet_winograd(void *shared) {
             write_tile(job, place_of(job, begin + tile, down, across), given + tile * outputs);
     }
     free(seen);
+}
+
+/* e to the x, for x up to 88: two to a whole number times a Taylor series. What is no number stays none. */
+static inline Vector exponential(Vector x) {
+    static const float log2 = 0.693147181f, log2_high = 0.693145752f, log2_low = 1.42860677e-6f;
+    Vector whole = _mm256_round_ps(times(1 / log2, x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Vector rest = minus(log2_low, whole, minus(log2_high, whole, x)), sum = all(1.0f / 5040);
+    static const float series[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
+    for (int power = 0; power < 7; power++) sum = _mm256_fmadd_ps(sum, rest, all(series[power]));
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(sum, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+static inline Vector sigmoid(Vector x) {
+    Vector bound = _mm256_max_ps(all(-87), _mm256_min_ps(all(87), x)); /* the second where it is no number */
+    return _mm256_div_ps(all(1), add(all(1), exponential(sub(_mm256_setzero_ps(), bound))));
+}
+
+static inline Vector hyperbolic_tangent(Vector x) { return plus(2, sigmoid(add(x, x)), all(-1)); }
+
+/* Takes runs of pixels until there are none left: what each thread runs. */
+void sapnet_recur(void *shared) {
+    Recurrence *job = shared;
+    const long width = job->width, run = 256, parts = job->first ? 3 : 4;
+    for (;;) {
+        long pixel = __atomic_fetch_add(&job->next, run, __ATOMIC_RELAXED);
+        if (pixel >= job->pixels) break;
+        long end = pixel + run < job->pixels ? pixel + run : job->pixels;
+        for (; pixel < end; pixel++) {
+            const float *gates = job->gates + pixel * parts * width;
+            float *cells = job->cell + pixel * width, *hidden = job->hidden + pixel * width;
+            for (long channel = 0; channel < width; channel += LANES) {
+                Vector enter = sigmoid(_mm256_loadu_ps(gates + channel));
+                Vector cell = _mm256_mul_ps(enter, hyperbolic_tangent(_mm256_loadu_ps(gates + width + channel)));
+                if (!job->first) {
+                    Vector keep = sigmoid(_mm256_loadu_ps(gates + 3 * width + channel));
+                    cell = _mm256_fmadd_ps(keep, _mm256_loadu_ps(cells + channel), cell);
+                }
+                Vector leave = sigmoid(_mm256_loadu_ps(gates + 2 * width + channel));
+                _mm256_storeu_ps(cells + channel, cell);
+                _mm256_storeu_ps(hidden + channel, _mm256_mul_ps(leave, hyperbolic_tangent(cell)));
+            }
+        }
+    }
 }

@@ -1,9 +1,9 @@
-"""3x3 convolutions in float32 on x86 CPUs with AVX2, in a quarter of the multiplications: Winograd's F(4x4, 3x3).
+"""What is in C, `native.c`, for float32 on x86 CPUs with AVX2: 3x3 convolutions, and a step of the LSTM.
 
-PyTorch's own run at the peak of such a CPU, so that nothing but fewer multiplications makes them faster; these take
-two fifths of the time, and are as exact. They are in C, `winograd.c`, which the build of the package compiles where a C
-compiler is at hand (`hatch_build.py`); where none was, or on another CPU or system, `is_available` says no, and all is
-computed as before.
+PyTorch's convolutions run at the peak of such a CPU, so that nothing but fewer multiplications makes them faster. These
+need a quarter of them, by Winograd's F(4x4, 3x3), take two fifths of the time, and are as exact. The build of the
+package compiles the file where a C compiler is at hand (`hatch_build.py`); where none was, or on another CPU or system,
+`is_available` says no, and PyTorch computes all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("winograd.c")
+SOURCE = Path(__file__).with_name("native.c")
 
 POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 """Beside infinity, where a line of pixels, as a polynomial, is multiplied by a line of the kernel."""
@@ -27,8 +27,8 @@ LANES, OUTPUTS = 8, 16
 """What channels come in."""
 
 
-class Job(ctypes.Structure):
-    """That of `winograd.c`."""
+class Convolution(ctypes.Structure):
+    """That of `native.c`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("source", "kernel", "scale", "bias", "skip", "target")),
@@ -37,6 +37,15 @@ class Job(ctypes.Structure):
             (name, ctypes.c_long)
             for name in ("left", "target_height", "target_width", "relu", "parts", "next", "failed")
         ),
+    )
+
+
+class Recurrence(ctypes.Structure):
+    """That of `native.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("gates", "cell", "hidden")),
+        *((name, ctypes.c_long) for name in ("pixels", "width", "first", "next")),
     )
 
 
@@ -92,7 +101,7 @@ def convolve(
     source, scale, bias = _channels_last(features), scale.contiguous(), bias.contiguous()
     target = source.new_empty(count, *size, len(bias))
     added = None if skip is None else _channels_last(skip)
-    _run("sapnet_winograd", (source, transformed, scale, bias, added, target), padding, dilation, relu=relu)
+    _run_convolution("sapnet_convolve", (source, transformed, scale, bias, added, target), padding, dilation, relu=relu)
     return target.permute(0, 3, 1, 2)
 
 
@@ -114,9 +123,25 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     source, wanted = _channels_last(features), _channels_last(gradient)
     sums = source.new_zeros(parts, 36, outputs // OUTPUTS, inputs, OUTPUTS)
     arrays = (source, sums, None, None, None, wanted)
-    _run("sapnet_winograd_gradient", arrays, (dilation, dilation), dilation, parts=parts)
+    _run_convolution("sapnet_kernel_gradient", arrays, (dilation, dilation), dilation, parts=parts)
     at_points = sums.sum(dim=0).transpose(2, 3).reshape(6, 6, outputs, inputs)
     return torch.einsum("ya,yxoi,xb->oiab", _points().float(), at_points, _points().float())
+
+
+def recur(gates: Tensor, cell: Tensor, hidden: Tensor, first: bool) -> None:
+    """A step of the ConvLSTM (PReNet, eq. 4) for each pixel, into `cell` and `hidden`.
+
+    Args:
+        gates: what its convolution gave, (N, H, W, 4 C): input, candidate, output and forget gate; without the last at
+            the first step.
+        cell: the cell state, (N, H, W, C), one pixel after the other, with C a multiple of 8.
+        hidden: the hidden state, in the same way.
+        first: whether there is no state yet.
+    """
+    assert cell.is_contiguous() and hidden.is_contiguous()  # noqa: S101, PT018
+    gates, width = gates.contiguous(), cell.shape[-1]
+    pointers = gates.data_ptr(), cell.data_ptr(), hidden.data_ptr()
+    _run("sapnet_recur", Recurrence(*pointers, cell.numel() // width, width, first, 0))
 
 
 def _channels_last(features: Tensor) -> Tensor:
@@ -124,7 +149,14 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).contiguous()
 
 
-def _run(
+def _run(function: str, job: ctypes.Structure) -> None:
+    runner = _runner()
+    if runner is None:
+        raise RuntimeError("nothing compiled is here")
+    runner(function, ctypes.addressof(job))
+
+
+def _run_convolution(
     function: str,
     arrays: Sequence[Tensor | None],
     padding: tuple[int, int],
@@ -132,24 +164,21 @@ def _run(
     relu: bool = False,
     parts: int = 0,
 ) -> None:
-    """One function of `winograd.c`, on the arrays that `Job` names."""
-    runner = _runner()
-    if runner is None:
-        raise RuntimeError("no compiled convolution is here")
+    """One function of `native.c`, on the arrays that `Convolution` names."""
     source, target = arrays[0], arrays[-1]
     assert source is not None and target is not None  # noqa: S101, PT018
     count, height, width, inputs = source.shape
     pointers = (None if each is None else each.data_ptr() for each in arrays)
     shape = (count, height, width, inputs, target.shape[3], dilation, *padding, *target.shape[1:3])
-    job = Job(*pointers, *shape, relu, parts, 0, 0)
-    runner(function, ctypes.addressof(job))
+    job = Convolution(*pointers, *shape, relu, parts, 0, 0)
+    _run(function, job)
     if job.failed:
         raise MemoryError("out of memory")
 
 
 def compiled_name() -> str:
     """Of the compiled file: another source has another, so that no old one is taken for it."""
-    return f"_winograd-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}.so"
+    return f"_native-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}.so"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Convolutions by Winograd are the convolutions, and what was not compiled is not missed."""
+"""What is in C is what PyTorch computes, and what was not compiled is not missed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.hardware import choose_precision
-from sapnet_cli.model import winograd
+from sapnet_cli.model import native
 from sapnet_cli.model.convolution import Convolution
 
-needs_winograd = pytest.mark.skipif(not winograd.is_available(), reason="not compiled, or no x86 CPU with AVX2")
+needs_native = pytest.mark.skipif(not native.is_available(), reason="not compiled, or no x86 CPU with AVX2")
 CHANNELS_LAST = torch.channels_last
 
 
@@ -30,10 +30,10 @@ def features(*shape: int, seed: int = 0) -> Tensor:
 def test_it_is_compiled_wherever_it_can_be() -> None:
     if shutil.which("cc") is None or not torch.cpu._is_avx2_supported():
         pytest.skip("no compiler, or no AVX2")
-    assert winograd.is_available()
+    assert native.is_available()
 
 
-@needs_winograd
+@needs_native
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4), (17, 23), (40, 70)])
 @pytest.mark.parametrize("dilation", [1, 2, 5, 16])
 @pytest.mark.parametrize("channels", [(8, 16), (32, 32), (64, 96)])
@@ -47,13 +47,13 @@ def test_it_is_the_convolution(size: tuple[int, int], dilation: int, channels: t
     )
     expected = functional.conv2d(seen.double(), weight.double(), bias.double(), padding=dilation, dilation=dilation)
     around = (dilation, dilation)
-    given = winograd.convolve(seen, winograd.transform(weight), torch.ones(outputs), bias, around, dilation)
+    given = native.convolve(seen, native.transform(weight), torch.ones(outputs), bias, around, dilation)
     assert given.shape == expected.shape
     assert given.is_contiguous(memory_format=CHANNELS_LAST)
     assert float((given - expected).abs().max()) < 2e-5
 
 
-@needs_winograd
+@needs_native
 @pytest.mark.parametrize("padding", [(0, 0), (0, 2), (2, 0), (3, 5)])
 def test_its_options(padding: tuple[int, int]) -> None:
     seen, weight, bias = features(1, 16, 21, 30), features(32, 16, 3, 3, seed=1) / 12, features(32, 1, 1, 1).view(-1)
@@ -63,33 +63,33 @@ def test_its_options(padding: tuple[int, int]) -> None:
     skip = features(*plain.shape, seed=3)
     for relu, beside in ((False, None), (True, None), (False, skip), (True, skip)):
         expected = (plain.relu() if relu else plain) + (0 if beside is None else beside)
-        given = winograd.convolve(seen, winograd.transform(weight), scale, bias, padding, 2, relu, beside)
+        given = native.convolve(seen, native.transform(weight), scale, bias, padding, 2, relu, beside)
         assert torch.allclose(given, expected, atol=2e-5)
     in_rows = seen.contiguous(memory_format=torch.contiguous_format)
-    again = winograd.convolve(in_rows, winograd.transform(weight), scale, bias, padding, 2, True, skip)
+    again = native.convolve(in_rows, native.transform(weight), scale, bias, padding, 2, True, skip)
     assert torch.equal(again, given)
 
 
-@needs_winograd
+@needs_native
 def test_on_one_thread_it_gives_the_same() -> None:
-    seen, weight, bias = features(1, 32, 90, 70), winograd.transform(features(32, 32, 3, 3, seed=1)), torch.zeros(32)
-    both = [winograd.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4)]
+    seen, weight, bias = features(1, 32, 90, 70), native.transform(features(32, 32, 3, 3, seed=1)), torch.zeros(32)
+    both = [native.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4)]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        both.append(winograd.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4))
+        both.append(native.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*both)
 
 
-@needs_winograd
+@needs_native
 @pytest.mark.parametrize("dilation", [1, 4])
 def test_its_gradients(dilation: int) -> None:
     torch.manual_seed(0)
     layer = Convolution(32, 64, dilation)
     seen, wanted = features(2, 32, 19, 26).requires_grad_(), features(2, 64, 19, 26, seed=1)
-    assert winograd.suits(layer.weight)
+    assert native.suits(layer.weight)
     given = torch.autograd.grad((layer(seen) * wanted).sum(), (seen, layer.weight, layer.bias))
     exact = [each.detach().double().requires_grad_() for each in (seen, layer.weight, layer.bias)]
     result = functional.conv2d(*exact, padding=dilation, dilation=dilation)
@@ -98,16 +98,31 @@ def test_its_gradients(dilation: int) -> None:
         assert torch.allclose(ours.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
-@needs_winograd
+@needs_native
+@pytest.mark.parametrize("first", [False, True])
+def test_its_lstm(first: bool) -> None:
+    """To the last bits at any value, also where exponentials end; what is no number is not hidden."""
+    gates = 30 * features(1, 5, 7, 24 if first else 32)
+    gates[0, 0, 0, :4], gates[0, 0, 1, :4] = torch.tensor([-1e4, 1e4, 0, 1e-6]), float("nan")
+    cell, hidden = features(1, 5, 7, 8, seed=1).contiguous(), torch.empty(1, 5, 7, 8)
+    gate_in, candidate, gate_out, *forget = gates.double().split(8, dim=3)
+    expected = gate_in.sigmoid() * candidate.tanh()
+    if not first:
+        expected += forget[0].sigmoid() * cell.double()
+    native.recur(gates.contiguous(), cell, hidden, first)
+    for given, exact in ((cell, expected), (hidden, gate_out.sigmoid() * expected.tanh())):
+        assert torch.allclose(given.double(), exact, rtol=1e-5, atol=3e-7, equal_nan=True)
+    assert torch.isnan(hidden[0, 0, 1, :4]).all()
+
+
+@needs_native
 def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(function: str, address: int) -> None:
-        winograd.Job.from_address(address).failed = 1
+        native.Convolution.from_address(address).failed = 1
 
-    monkeypatch.setattr(winograd, "_runner", lambda: fail)
+    monkeypatch.setattr(native, "_runner", lambda: fail)
     with pytest.raises(MemoryError):
-        winograd.convolve(
-            features(1, 8, 4, 4), winograd.transform(features(16, 8, 3, 3)), *torch.ones(2, 16), (1, 1), 1
-        )
+        native.convolve(features(1, 8, 4, 4), native.transform(features(16, 8, 3, 3)), *torch.ones(2, 16), (1, 1), 1)
 
 
 @pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "AVX2"])
@@ -115,19 +130,19 @@ def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPat
     model, image = random_model(channels=32), random_pixels(40, 50, "float32")
     config = EngineConfig(device="cpu", precision="fp32")
     before = Engine(model, config).derain(image)
-    winograd._runner.cache_clear()
+    native._runner.cache_clear()
     if missing == "AVX2":
         monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
     elif missing == "the compiled file":
-        monkeypatch.setattr(winograd, "compiled_name", lambda: "none.so")
+        monkeypatch.setattr(native, "compiled_name", lambda: "none.so")
     else:
-        load = winograd.ctypes.CDLL
-        monkeypatch.setattr(winograd.ctypes, "CDLL", lambda name: load(name) if name else object())
+        load = native.ctypes.CDLL
+        monkeypatch.setattr(native.ctypes, "CDLL", lambda name: load(name) if name else object())
     try:
-        assert not winograd.is_available()
+        assert not native.is_available()
         after = Engine(model, config).derain(image)
         chosen = choose_precision("auto", torch.device("cpu"))
     finally:
-        winograd._runner.cache_clear()
+        native._runner.cache_clear()
     assert abs(after - before).max() < 1e-5
     assert chosen != torch.float32 or missing == "AVX2" or not torch.cpu._is_avx2_supported()
