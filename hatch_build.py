@@ -39,20 +39,20 @@ class NativeBuildHook(BuildHookInterface):
 
 
 def compile_source(source: Path, compiled: Path) -> bool:
-    """Whether it could; where it was before, too."""
+    """Whether it could."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return False
     named = shlex.split(os.environ.get("CC", ""))
     compiler = named or [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))][:1]
     if not compiler:
         return False
-    with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-        fresh = Path(folder, "native.so")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+            fresh = Path(folder, "native.so")
             subprocess.run([*compiler, *FLAGS, "-o", str(fresh), str(source)], check=True, capture_output=True)  # noqa: S603
-        except (OSError, subprocess.CalledProcessError):
-            return False
-        for old in source.parent.glob("_native-*.so"):
-            old.unlink(missing_ok=True)
-        fresh.replace(compiled)
+            for old in source.parent.glob("_native-*.so"):
+                old.unlink(missing_ok=True)
+            fresh.replace(compiled)
+    except (OSError, subprocess.CalledProcessError):
+        return False
     return True

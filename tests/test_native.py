@@ -30,7 +30,7 @@ def features(*shape: int, seed: int = 0) -> Tensor:
 def test_it_is_compiled_wherever_it_can_be() -> None:
     if shutil.which("cc") is None or not torch.cpu._is_avx2_supported():
         pytest.skip("no compiler, or no AVX2")
-    assert native.is_available()
+    assert native.is_available(), "pip install . compiles native.c, and so it must be run again when that changes"
 
 
 @needs_native
@@ -63,8 +63,12 @@ def test_its_options(padding: tuple[int, int]) -> None:
     skip = features(*plain.shape, seed=3)
     for relu, beside in ((False, None), (True, None), (False, skip), (True, skip)):
         expected = (plain.relu() if relu else plain) + (0 if beside is None else beside)
+        expected = expected.relu() if relu else expected
         given = native.convolve(seen, native.transform(weight), scale, bias, padding, 2, relu, beside)
         assert torch.allclose(given, expected, atol=2e-5)
+        place = torch.empty_like(given.permute(0, 2, 3, 1))
+        native.convolve(seen, native.transform(weight), scale, bias, padding, 2, relu, beside, place)
+        assert torch.equal(place, given.permute(0, 2, 3, 1))
     in_rows = seen.contiguous(memory_format=torch.contiguous_format)
     again = native.convolve(in_rows, native.transform(weight), scale, bias, padding, 2, True, skip)
     assert torch.equal(again, given)

@@ -193,22 +193,17 @@ class FusedForward:
         skip: Tensor | None = None,
         positive: bool = True,
     ) -> Tensor:
-        """`ReLU(CRA(convolution(source)))`, and what skips it, if anything, into `target` or a plane of its own.
-
-        If `positive` is false the sum passes another ReLU.
-        """
+        """`ReLU(CRA(convolution(source)))` into `target` or a plane of its own; for `skip` see `Kernel.convolve`."""
         kernel = self.weights.scaled(convolution, self._attend(convolution, attention))
         self._begin(next_dilation)
         for strip in self.strips:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
-            values = kernel.convolve(rows, padding, relu=True, skip=beside).permute(0, 2, 3, 1)
-            if not positive:
-                values.relu_()
+            place = None if self.whole else strip.of(target)
+            values = kernel.convolve(rows, padding, True, beside, positive, place).permute(0, 2, 3, 1)
             self._collect(values, strip)
             if self.whole:
                 return values
-            strip.of(target).copy_(values)
         return target
 
     def _attend(self, convolution: nn.Conv2d, attention: nn.Module | None) -> Tensor | None:

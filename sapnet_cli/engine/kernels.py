@@ -37,13 +37,29 @@ class Kernel:
         return replace(self, weight=weight.to(self.weight.dtype), bias=bias.to(self.bias.dtype))
 
     def convolve(
-        self, features: Tensor, padding: tuple[int, int], relu: bool = False, skip: Tensor | None = None
+        self,
+        features: Tensor,
+        padding: tuple[int, int],
+        relu: bool = False,
+        skip: Tensor | None = None,
+        positive: bool = False,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """The convolution of (N, I, H, W), passed through a ReLU if that is wanted, and what skips it, if anything."""
+        """A convolution of (N, I, H, W), and what skips it, if anything: `ReLU(ReLU(convolution) + skip)`, or neither.
+
+        If `positive` is true nothing in `skip` is negative. What comes out, on the device of the kernel, goes into
+        `out`, (N, H', W', O), too, if there is such a place.
+        """
         result = functional.conv2d(features, self.weight, self.bias, padding=padding, dilation=self.dilation)
         if relu:
             result.relu_()
-        return result if skip is None else result.add_(skip)
+        if skip is not None:
+            result.add_(skip)
+            if relu and not positive:
+                result.relu_()
+        if out is not None:
+            out.copy_(result.permute(0, 2, 3, 1))
+        return result
 
 
 @dataclass(frozen=True)
@@ -67,11 +83,17 @@ class NativeKernel:
         return replace(self, scale=self.scale * scale, bias=self.bias * scale)
 
     def convolve(
-        self, features: Tensor, padding: tuple[int, int], relu: bool = False, skip: Tensor | None = None
+        self,
+        features: Tensor,
+        padding: tuple[int, int],
+        relu: bool = False,
+        skip: Tensor | None = None,
+        positive: bool = False,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See `Kernel.convolve`."""
         kernel = self.transformed, self.scale, self.bias
-        return native.convolve(features, *kernel, padding, self.dilation, relu, skip)
+        return native.convolve(features, *kernel, padding, self.dilation, relu, skip, out)
 
 
 Gates: TypeAlias = NativeKernel | tuple[Kernel, Kernel]

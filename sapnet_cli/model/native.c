@@ -32,7 +32,7 @@ typedef struct {
     long count, height, width, inputs, outputs, dilation;
     long above, left;                 /* zeros beyond the edges */
     long target_height, target_width;
-    long relu;                        /* ReLU(scale * convolution + bias) + skip, instead of the same without ReLU */
+    long relu;                        /* ReLU(ReLU(scale * convolution + bias) + skip), or without either */
     long parts;                       /* that a gradient is summed in, each in order, whoever sums it */
     long next;                        /* tile or part that no thread has taken yet */
     long failed;                      /* a thread had no memory */
@@ -170,6 +170,7 @@ static void write_tile(const Convolution *job, Place place, const float *from) {
                 Vector value = _mm256_fmadd_ps(result[x], scale, bias);
                 if (job->relu) value = _mm256_max_ps(value, zero);
                 if (job->skip) value = add(value, _mm256_loadu_ps(job->skip + pixel * outputs + channel));
+                if (job->relu) value = _mm256_max_ps(value, zero);
                 _mm256_storeu_ps(job->target + pixel * outputs + channel, value);
             }
         }

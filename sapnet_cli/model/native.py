@@ -77,8 +77,9 @@ def convolve(
     dilation: int,
     relu: bool = False,
     skip: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`scale * convolution + bias`, passed through a ReLU if that is wanted, and added to `skip` if there is one.
+    """`scale * convolution + bias`, and `skip` if there is one: `ReLU(ReLU(that) + skip)`, or neither.
 
     Args:
         features: (N, I, H, W), float32, channels last; else they are copied.
@@ -87,8 +88,9 @@ def convolve(
         bias: (O,).
         padding: rows of zeros above and below, and columns at either side.
         dilation: of the kernel.
-        relu: whether what is below zero is zero.
+        relu: whether there is one before and after the sum.
         skip: as what comes out.
+        out: where it goes, if there is a place, (N, H', W', O), one pixel after the other.
 
     Returns:
         (N, O, H', W'), channels last.
@@ -99,7 +101,8 @@ def convolve(
     count, _, height, width = features.shape
     size = height + 2 * (padding[0] - dilation), width + 2 * (padding[1] - dilation)
     source, scale, bias = _channels_last(features), scale.contiguous(), bias.contiguous()
-    target = source.new_empty(count, *size, len(bias))
+    target = source.new_empty(count, *size, len(bias)) if out is None else out
+    assert target.is_contiguous()  # noqa: S101
     added = None if skip is None else _channels_last(skip)
     _run_convolution("sapnet_convolve", (source, transformed, scale, bias, added, target), padding, dilation, relu=relu)
     return target.permute(0, 3, 1, 2)
