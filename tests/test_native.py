@@ -75,6 +75,16 @@ def test_its_options(padding: tuple[int, int]) -> None:
 
 
 @needs_native
+def test_what_is_no_number_is_not_hidden() -> None:
+    """Weights that give such values are found out by them."""
+    seen, weight = features(1, 8, 9, 9), native.transform(features(16, 8, 3, 3, seed=1))
+    seen[0, 3, 4, 4] = float("nan")
+    for skip in (None, torch.zeros(1, 16, 9, 9)):
+        given = native.convolve(seen, weight, torch.ones(16), torch.zeros(16), (1, 1), 1, True, skip)
+        assert torch.isnan(given[0, :, 3:6, 3:6]).all()
+
+
+@needs_native
 def test_on_one_thread_it_gives_the_same() -> None:
     seen, weight, bias = features(1, 32, 90, 70), native.transform(features(32, 32, 3, 3, seed=1)), torch.zeros(32)
     both = [native.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4)]

@@ -117,8 +117,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             log.warning("this CPU is slow in %s, and faster in fp32 or --precision auto", name)
         return precision
     if device.type == "cpu":
-        pays = sums_bytes_exactly() or not native.is_available()
-        return torch.int8 if multiplies_bytes() and pays else fast_float()
+        if not multiplies_bytes() or (native.is_available() and not sums_bytes_exactly()):
+            return fast_float()
+        if not sums_bytes_exactly():
+            log.info("native.c is not compiled; on Linux, install sapnet where there is a C compiler: twice as fast")
+        return torch.int8
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
         return torch.float16
     return torch.float32

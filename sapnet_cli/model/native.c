@@ -168,9 +168,9 @@ static void write_tile(const Convolution *job, Place place, const float *from) {
                 if (at >= job->target_width) break;
                 long pixel = (place.picture * job->target_height + row) * job->target_width + at;
                 Vector value = _mm256_fmadd_ps(result[x], scale, bias);
-                if (job->relu) value = _mm256_max_ps(value, zero);
+                if (job->relu) value = _mm256_max_ps(zero, value); /* the second where it is no number */
                 if (job->skip) value = add(value, _mm256_loadu_ps(job->skip + pixel * outputs + channel));
-                if (job->relu) value = _mm256_max_ps(value, zero);
+                if (job->relu) value = _mm256_max_ps(zero, value);
                 _mm256_storeu_ps(job->target + pixel * outputs + channel, value);
             }
         }
