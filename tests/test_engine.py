@@ -19,7 +19,7 @@ from sapnet_cli.engine import fused, hardware, planes
 from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision
-from sapnet_cli.engine.kernels import FusedWeights, Kernel, NativeKernel
+from sapnet_cli.engine.kernels import FusedWeights, Kernel
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.engine.statistics import MeasuringPool
 from sapnet_cli.engine.tiled import TiledForward
@@ -336,7 +336,7 @@ def test_not_finite_is_computed_again_in_fp32(tile: int, monkeypatch: pytest.Mon
     """As a real overflow in half precision is."""
     put = FusedWeights.put
 
-    def overflow(self: FusedWeights, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel | NativeKernel:
+    def overflow(self: FusedWeights, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel:
         return put(self, weight, bias if self.dtype == torch.float32 else bias * float("nan"), dilation)
 
     monkeypatch.setattr(FusedWeights, "put", overflow)

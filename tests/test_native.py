@@ -85,6 +85,16 @@ def test_what_is_no_number_is_not_hidden() -> None:
 
 
 @needs_native
+def test_it_writes_nowhere_else() -> None:
+    seen, kernel = features(1, 8, 9, 9), (native.transform(features(16, 8, 3, 3)), torch.ones(16), torch.zeros(16))
+    for place in (torch.empty(1, 8, 9, 16), torch.empty(1, 9, 9, 32)[..., ::2], torch.empty(1, 9, 9, 16).double()):
+        with pytest.raises(ValueError, match="a place for"):
+            native.convolve(seen, *kernel, (1, 1), 1, out=place)
+    with pytest.raises(ValueError, match="a place for"):
+        native.recur(torch.empty(1, 5, 7, 32), torch.empty(1, 5, 7, 8), torch.empty(1, 5, 6, 8), first=False)
+
+
+@needs_native
 def test_on_one_thread_it_gives_the_same() -> None:
     seen, weight, bias = features(1, 32, 90, 70), native.transform(features(32, 32, 3, 3, seed=1)), torch.zeros(32)
     both = [native.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4)]

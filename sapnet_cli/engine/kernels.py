@@ -31,11 +31,6 @@ class Kernel:
     bias: Tensor
     dilation: int = 1
 
-    def scaled(self, scale: Tensor) -> Kernel:
-        """The kernel with its output channels scaled, (O,)."""
-        weight, bias = self.weight * scale.view(-1, 1, 1, 1), self.bias * scale
-        return replace(self, weight=weight.to(self.weight.dtype), bias=bias.to(self.bias.dtype))
-
     def convolve(
         self,
         features: Tensor,
@@ -79,7 +74,7 @@ class NativeKernel:
     dilation: int = 1
 
     def scaled(self, scale: Tensor) -> NativeKernel:
-        """See `Kernel.scaled`."""
+        """The kernel with its output channels scaled, (O,)."""
         return replace(self, scale=self.scale * scale, bias=self.bias * scale)
 
     def convolve(
@@ -106,7 +101,7 @@ class FusedWeights:
     def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
         """Takes a network in float32, on `device`, which it keeps the blocks of."""
         self.model, self.dtype, self.device = model, dtype, device
-        self._convolutions: dict[nn.Conv2d, Kernel | NativeKernel] = {}
+        self._native: dict[nn.Conv2d, NativeKernel | None] = {}
 
     @cached_property
     def project(self) -> Kernel:
@@ -114,7 +109,7 @@ class FusedWeights:
         weight, bias = parameters(self.model.project)
         more = PROJECT_CHANNELS - weight.shape[0]
         weight, bias = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more))
-        return self.put_plain(weight, bias)
+        return self.put(weight, bias)
 
     @property
     def precision(self) -> torch.dtype:
@@ -124,7 +119,7 @@ class FusedWeights:
     @cached_property
     def embed(self) -> Kernel:
         """See `embed_kernel`."""
-        return self.put_plain(*embed_kernel(self.model))
+        return self.put(*embed_kernel(self.model))
 
     @cached_property
     def first_gates(self) -> Gates:
@@ -137,35 +132,39 @@ class FusedWeights:
         return self._put_gates(first_unit=False)
 
     def _put_gates(self, first_unit: bool) -> Gates:
-        together = self.put(*gates_kernel(self.model, first_unit))
-        if isinstance(together, NativeKernel):
+        together = self.put_native(*gates_kernel(self.model, first_unit))
+        if together is not None:
             return together
         gates, candidate = split_gates(self.model, first_unit)
-        return self.put_plain(*gates), self.put_plain(*candidate)
+        return self.put(*gates), self.put(*candidate)
 
     def ranging(self) -> Ranging:
         """For the forwards over one picture."""
         return Ranging()
 
-    def put(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel | NativeKernel:
-        """A kernel, (O, I, 3, 3), and bias, (O,), in the way that is the fastest here."""
-        kernel = self.put_plain(weight, bias, dilation)
-        if not native.suits(kernel.weight):
-            return kernel
-        return NativeKernel(native.transform(weight), torch.ones_like(kernel.bias), kernel.bias, dilation)
-
-    def put_plain(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel:
-        """A kernel, (O, I, 3, 3), and bias, (O,), as PyTorch wants them."""
+    def put(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel:
+        """A kernel, (O, I, 3, 3), and bias, (O,), for PyTorch."""
         layout = torch.channels_last
         weight = weight.to(self.device, self.dtype).contiguous(memory_format=layout)
         return Kernel(weight, bias.to(self.device, self.dtype), dilation)
 
+    def put_native(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> NativeKernel | None:
+        """The same to be computed in C, if it can be."""
+        if not native.suits(weight.to(self.device, self.dtype)):
+            return None
+        return NativeKernel(native.transform(weight), torch.ones_like(bias), bias, dilation)
+
     def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | NativeKernel:
         """The kernel of a convolution with attention's scale folded in, (C,), if any."""
-        if convolution not in self._convolutions:
-            self._convolutions[convolution] = self.put(*parameters(convolution), convolution.dilation[0])
-        kernel = self._convolutions[convolution]
-        return kernel if scale is None else kernel.scaled(scale)
+        (weight, bias), dilation = parameters(convolution), convolution.dilation[0]
+        if convolution not in self._native:
+            self._native[convolution] = self.put_native(weight, bias, dilation)
+        kernel = self._native[convolution]
+        if kernel is not None:
+            return kernel if scale is None else kernel.scaled(scale)
+        if scale is not None:
+            weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
+        return self.put(weight, bias, dilation)
 
 
 def parameters(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:

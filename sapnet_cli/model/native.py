@@ -97,14 +97,15 @@ def convolve(
 
     Raises:
         MemoryError: there is none for a few tiles.
+        ValueError: `out` is of another shape, or in pieces.
     """
     count, _, height, width = features.shape
     size = height + 2 * (padding[0] - dilation), width + 2 * (padding[1] - dilation)
     source, scale, bias = _channels_last(features), scale.contiguous(), bias.contiguous()
     target = source.new_empty(count, *size, len(bias)) if out is None else out
-    assert target.is_contiguous()  # noqa: S101
-    added = None if skip is None else _channels_last(skip)
-    _run_convolution("sapnet_convolve", (source, transformed, scale, bias, added, target), padding, dilation, relu=relu)
+    _check_place(target, (count, *size, len(bias)))
+    others = transformed, scale, bias, None if skip is None else _channels_last(skip)
+    _run_convolution("sapnet_convolve", source, others, target, padding, dilation, relu=relu)
     return target.permute(0, 3, 1, 2)
 
 
@@ -125,8 +126,8 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
     source, wanted = _channels_last(features), _channels_last(gradient)
     sums = source.new_zeros(parts, 36, outputs // OUTPUTS, inputs, OUTPUTS)
-    arrays = (source, sums, None, None, None, wanted)
-    _run_convolution("sapnet_kernel_gradient", arrays, (dilation, dilation), dilation, parts=parts)
+    others, around = (sums, None, None, None), (dilation, dilation)
+    _run_convolution("sapnet_kernel_gradient", source, others, wanted, around, dilation, parts=parts)
     at_points = sums.sum(dim=0).transpose(2, 3).reshape(6, 6, outputs, inputs)
     return torch.einsum("ya,yxoi,xb->oiab", _points().float(), at_points, _points().float())
 
@@ -140,8 +141,12 @@ def recur(gates: Tensor, cell: Tensor, hidden: Tensor, first: bool) -> None:
         cell: the cell state, (N, H, W, C), one pixel after the other, with C a multiple of 8.
         hidden: the hidden state, in the same way.
         first: whether there is no state yet.
+
+    Raises:
+        ValueError: a state is of another shape than the gates, or in pieces.
     """
-    assert cell.is_contiguous() and hidden.is_contiguous()  # noqa: S101, PT018
+    for state in (cell, hidden):
+        _check_place(state, (*gates.shape[:3], gates.shape[3] // (3 if first else 4)))
     gates, width = gates.contiguous(), cell.shape[-1]
     pointers = gates.data_ptr(), cell.data_ptr(), hidden.data_ptr()
     _run("sapnet_recur", Recurrence(*pointers, cell.numel() // width, width, first, 0))
@@ -150,6 +155,12 @@ def recur(gates: Tensor, cell: Tensor, hidden: Tensor, first: bool) -> None:
 def _channels_last(features: Tensor) -> Tensor:
     """(N, C, H, W) to (N, H, W, C) that lies one after the other."""
     return features.permute(0, 2, 3, 1).contiguous()
+
+
+def _check_place(place: Tensor, shape: tuple[int, ...]) -> None:
+    """C writes wherever it is told to."""
+    if place.shape != shape or not place.is_contiguous() or place.dtype != torch.float32:
+        raise ValueError(f"a place for {shape} is {place.dtype} of {tuple(place.shape)}, or in pieces")
 
 
 def _run(function: str, job: ctypes.Structure) -> None:
@@ -161,17 +172,17 @@ def _run(function: str, job: ctypes.Structure) -> None:
 
 def _run_convolution(
     function: str,
-    arrays: Sequence[Tensor | None],
+    source: Tensor,
+    others: Sequence[Tensor | None],
+    target: Tensor,
     padding: tuple[int, int],
     dilation: int,
     relu: bool = False,
     parts: int = 0,
 ) -> None:
     """One function of `native.c`, on the arrays that `Convolution` names."""
-    source, target = arrays[0], arrays[-1]
-    assert source is not None and target is not None  # noqa: S101, PT018
     count, height, width, inputs = source.shape
-    pointers = (None if each is None else each.data_ptr() for each in arrays)
+    pointers = (None if each is None else each.data_ptr() for each in (source, *others, target))
     shape = (count, height, width, inputs, target.shape[3], dilation, *padding, *target.shape[1:3])
     job = Convolution(*pointers, *shape, relu, parts, 0, 0)
     _run(function, job)
