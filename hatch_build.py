@@ -29,6 +29,7 @@ class NativeBuildHook(BuildHookInterface):
         if self.target_name != "wheel":
             return
         source = Path(self.root, "sapnet_cli", "model", "native.c")
+        # as `compiled_name` in native.py, which cannot be imported here, where there is no torch
         compiled = source.with_name(f"_native-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.so")
         if not compile_source(source, compiled):
             self.app.display_warning("native.c is not compiled, for want of an x86 CPU, Linux or a C compiler")

@@ -113,7 +113,7 @@ def test_its_gradients(dilation: int) -> None:
     torch.manual_seed(0)
     layer = Convolution(32, 64, dilation)
     seen, wanted = features(2, 32, 19, 26).requires_grad_(), features(2, 64, 19, 26, seed=1)
-    assert native.suits(layer.weight)
+    assert native.suits(64, 32, layer.weight.device, layer.weight.dtype)
     given = torch.autograd.grad((layer(seen) * wanted).sum(), (seen, layer.weight, layer.bias))
     exact = [each.detach().double().requires_grad_() for each in (seen, layer.weight, layer.bias)]
     result = functional.conv2d(*exact, padding=dilation, dilation=dilation)

@@ -200,7 +200,8 @@ class FusedForward:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
             place = None if self.whole else strip.of(target)
-            values = kernel.convolve(rows, padding, True, beside, positive, place).permute(0, 2, 3, 1)
+            values = kernel.convolve(rows, padding, relu=True, skip=beside, positive=positive, out=place)
+            values = values.permute(0, 2, 3, 1)
             self._collect(values, strip)
             if self.whole:
                 return values

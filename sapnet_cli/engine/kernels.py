@@ -73,9 +73,9 @@ class NativeKernel:
     bias: Tensor
     dilation: int = 1
 
-    def scaled(self, scale: Tensor) -> NativeKernel:
+    def scaled(self, scale: Tensor | None) -> NativeKernel:
         """The kernel with its output channels scaled, (O,)."""
-        return replace(self, scale=self.scale * scale, bias=self.bias * scale)
+        return self if scale is None else replace(self, scale=self.scale * scale, bias=self.bias * scale)
 
     def convolve(
         self,
@@ -150,7 +150,7 @@ class FusedWeights:
 
     def put_native(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> NativeKernel | None:
         """The same to be computed in C, if it can be."""
-        if not native.suits(weight.to(self.device, self.dtype)):
+        if not native.suits(weight.shape[0], weight.shape[1], self.device, self.dtype):
             return None
         return NativeKernel(native.transform(weight), torch.ones_like(bias), bias, dilation)
 
@@ -161,7 +161,7 @@ class FusedWeights:
             self._native[convolution] = self.put_native(weight, bias, dilation)
         kernel = self._native[convolution]
         if kernel is not None:
-            return kernel if scale is None else kernel.scaled(scale)
+            return kernel.scaled(scale)
         if scale is not None:
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
         return self.put(weight, bias, dilation)

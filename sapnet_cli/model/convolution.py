@@ -34,7 +34,7 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     Returns:
         (O, I, 3, 3).
     """
-    if native.suits(gradient.new_empty(gradient.shape[1], features.shape[1], 3, 3)):
+    if native.suits(gradient.shape[1], features.shape[1], features.device, features.dtype):
         return native.kernel_gradient(features, gradient, dilation).contiguous(memory_format=torch.channels_last)
     inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
     offsets = (-dilation, 0, dilation)
@@ -72,7 +72,7 @@ def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -
 
     One operator to `torch.compile`, which cannot look into what is in C.
     """
-    if native.suits(weight):
+    if native.suits(weight.shape[0], weight.shape[1], weight.device, weight.dtype):
         around = (dilation, dilation)
         return native.convolve(features, native.transform(weight), torch.ones_like(bias), bias, around, dilation)
     result = functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
@@ -83,28 +83,6 @@ def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -
 def _(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
     result = features.new_empty(features.shape[0], weight.shape[0], *features.shape[2:])
     return result.contiguous(memory_format=torch.channels_last)
-
-
-@torch.library.custom_op(
-    "sapnet::features_gradient",
-    mutates_args=(),
-    schema="(Tensor features, Tensor weight, Tensor gradient, int dilation) -> Tensor",
-)
-def features_gradient(features: Tensor, weight: Tensor, gradient: Tensor, dilation: int) -> Tensor:
-    """The gradient of what such a convolution read, channels last: a convolution, too, by the kernel turned by half."""
-    turned = weight.flip(2, 3).transpose(0, 1)
-    if native.suits(turned):
-        return cast(Tensor, convolution(gradient, turned, turned.new_zeros(len(turned)), dilation))
-    around, wanted = [dilation, dilation], [True, False, False]
-    result, _, _ = torch.ops.aten.convolution_backward(
-        gradient, features, weight, None, [1, 1], around, around, False, [0, 0], 1, wanted
-    )
-    return cast(Tensor, result.contiguous(memory_format=torch.channels_last))
-
-
-@features_gradient.register_fake
-def _(features: Tensor, weight: Tensor, gradient: Tensor, dilation: int) -> Tensor:
-    return torch.empty_like(features).contiguous(memory_format=torch.channels_last)
 
 
 class _Convolve(torch.autograd.Function):
@@ -120,7 +98,10 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         (gradient,), (features, weight) = gradients, ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        before = features_gradient(features, weight, gradient, ctx.dilation) if ctx.needs_input_grad[0] else None
+        before = None
+        if ctx.needs_input_grad[0]:  # a convolution, too, by the kernel turned by half
+            turned = weight.flip(2, 3).transpose(0, 1)
+            before = convolution(gradient, turned, turned.new_zeros(len(turned)), ctx.dilation)
         return before, kernel_gradient(features, gradient, ctx.dilation), gradient.sum(dim=(0, 2, 3)), None
 
 

@@ -54,18 +54,17 @@ def is_available() -> bool:
     return _runner() is not None
 
 
-def suits(weight: Tensor) -> bool:
-    """Whether a kernel, (O, I, 3, 3), can be computed so, here."""
-    outputs, inputs = weight.shape[:2]
-    kind = weight.device.type, weight.dtype, outputs % OUTPUTS, inputs % LANES, tuple(weight.shape[2:])
-    return kind == ("cpu", torch.float32, 0, 0, (3, 3)) and is_available()
+def suits(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a convolution of so many channels can be computed so, here."""
+    kind = device.type, dtype, outputs % OUTPUTS, inputs % LANES
+    return kind == ("cpu", torch.float32, 0, 0) and is_available()
 
 
 def transform(weight: Tensor) -> Tensor:
     """A kernel, (O, I, 3, 3), as `convolve` takes it, (36, O / 16, I, 16)."""
     outputs, inputs = weight.shape[:2]
-    at_points = torch.einsum("ya,oiab,xb->yxoi", _points(), weight.double(), _points()).to(weight.dtype)
-    return at_points.reshape(-1, outputs // OUTPUTS, OUTPUTS, inputs).transpose(2, 3).contiguous()
+    placed = (_places() @ weight.double().reshape(-1, 9).t()).to(weight.dtype)
+    return placed.view(-1, outputs // OUTPUTS, OUTPUTS, inputs).transpose(2, 3).contiguous()
 
 
 def convolve(
@@ -125,11 +124,11 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     """
     inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
     source, wanted = _channels_last(features), _channels_last(gradient)
-    sums = source.new_zeros(parts, 36, outputs // OUTPUTS, inputs, OUTPUTS)
+    sums = source.new_zeros(parts, len(_places()), outputs // OUTPUTS, inputs, OUTPUTS)
     others, around = (sums, None, None, None), (dilation, dilation)
     _run_convolution("sapnet_kernel_gradient", source, others, wanted, around, dilation, parts=parts)
-    at_points = sums.sum(dim=0).transpose(2, 3).reshape(6, 6, outputs, inputs)
-    return torch.einsum("ya,yxoi,xb->oiab", _points().float(), at_points, _points().float())
+    placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
+    return (placed.t() @ _places().float()).view(outputs, inputs, 3, 3)
 
 
 def recur(gates: Tensor, cell: Tensor, hidden: Tensor, first: bool) -> None:
@@ -212,17 +211,21 @@ def _runner() -> Callable[[str, int], None] | None:
     in_parallel.restype = None
 
     def run(function: str, job: int) -> None:
-        in_parallel(ctypes.cast(program[function], ctypes.c_void_p), job, torch.get_num_threads(), 0)
+        in_parallel(ctypes.cast(getattr(program, function), ctypes.c_void_p), job, torch.get_num_threads(), 0)
 
     return run
 
 
 @cache
-def _points() -> Tensor:
-    """(6, 3): what the three values of a line of a kernel are at each point, over its distances from the others."""
+def _places() -> Tensor:
+    """(36, 9): what the nine values of a kernel are at each place of a transformed tile.
+
+    Along a line of three, at each point, what they are there, over its distances from the other points.
+    """
     lines = [[point**power for power in range(3)] for point in POINTS]
     for line, point in zip(lines, POINTS):
         for other in POINTS:
             if other != point:
                 line[:] = [value / (point - other) for value in line]
-    return torch.tensor([*lines, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    along = torch.tensor([*lines, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return torch.kron(along, along)
