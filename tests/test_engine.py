@@ -169,9 +169,13 @@ def test_folded_attention_is_the_network(
     assert forward.whole != strips
 
 
-def test_windows_share_what_they_pool() -> None:
+@pytest.mark.parametrize("strips", [False, True])
+@pytest.mark.parametrize("channels", [8, 32], ids=["by PyTorch", "in C"])
+def test_windows_share_what_they_pool(channels: int, strips: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two windows give the mean of each one's pooled vectors, over their cores, and run alike by given ones."""
-    model = random_model(dilations=(1, 4))
+    if strips:
+        in_strips(monkeypatch, 48 * 7, channels)
+    model = random_model(channels=channels, dilations=(1, 4, 16))
     weights = FusedWeights(model, torch.float32, torch.device("cpu"))
     windows = torch.tensor(np.stack([random_pixels(40, 48, seed=seed) for seed in (1, 2)]))
     pooled: list[Tensor] = []
@@ -210,8 +214,8 @@ def test_byte_convolution(zero: int) -> None:
     seen, rounded = (values.float() - zero) * 0.02, (weight - kernel.lost) * scale.view(-1, 1, 1, 1)
     expected = torch.nn.functional.conv2d(seen, rounded, bias * scale, padding=2, dilation=2)
     scaled = kernel.scaled(scale)
-    assert torch.allclose(scaled.convolve(source, (2, 2), torch.float32), expected, atol=1e-3)
-    in_bytes = scaled.convolve_to_bytes(source, (2, 2), 0.1).float()
+    assert torch.allclose(scaled.convolve(source, (2, 2, 2), torch.float32), expected, atol=1e-3)
+    in_bytes = scaled.convolve_to_bytes(source, (2, 2, 2), 0.1).float()
     assert float((in_bytes - (expected / 0.1).clamp(0, 255)).abs().max()) <= 0.51
 
 
@@ -221,7 +225,7 @@ def test_sums_of_large_bytes_are_not_cut() -> None:
     weight[:, 5] = 2
     weight[1::2] *= -1
     features = torch.full((1, 32, 6, 6), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    summed = pack(weight, torch.zeros(8)).convolve(Bytes(features, 1.0), (0, 0), torch.float32)
+    summed = pack(weight, torch.zeros(8)).convolve(Bytes(features, 1.0), (0, 0, 0), torch.float32)
     assert torch.allclose(summed, torch.nn.functional.conv2d(features.float(), weight), rtol=0.01)
 
 

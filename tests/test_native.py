@@ -46,7 +46,7 @@ def test_it_is_the_convolution(size: tuple[int, int], dilation: int, channels: t
         features(outputs, 1, 1, 1, seed=2).view(-1),
     )
     expected = functional.conv2d(seen.double(), weight.double(), bias.double(), padding=dilation, dilation=dilation)
-    around = (dilation, dilation)
+    around = (dilation, dilation, dilation)
     given = native.convolve(seen, native.transform(weight), torch.ones(outputs), bias, around, dilation)
     assert given.shape == expected.shape
     assert given.is_contiguous(memory_format=CHANNELS_LAST)
@@ -54,24 +54,41 @@ def test_it_is_the_convolution(size: tuple[int, int], dilation: int, channels: t
 
 
 @needs_native
-@pytest.mark.parametrize("padding", [(0, 0), (0, 2), (2, 0), (3, 5)])
-def test_its_options(padding: tuple[int, int]) -> None:
+@pytest.mark.parametrize("padding", [(0, 0, 0), (0, 0, 2), (2, 2, 0), (3, 3, 5), (0, 2, 1), (5, 1, 2)])
+def test_its_options(padding: tuple[int, int, int]) -> None:
     seen, weight, bias = features(1, 16, 21, 30), features(32, 16, 3, 3, seed=1) / 12, features(32, 1, 1, 1).view(-1)
     scale = torch.linspace(0, 2, 32)
-    plain = functional.conv2d(seen, weight, None, padding=padding, dilation=2) * scale.view(-1, 1, 1)
+    above, below, beside = padding
+    around = functional.pad(seen, (beside, beside, above, below))
+    plain = functional.conv2d(around, weight, None, dilation=2) * scale.view(-1, 1, 1)
     plain = plain + bias.view(-1, 1, 1)
     skip = features(*plain.shape, seed=3)
-    for relu, beside in ((False, None), (True, None), (False, skip), (True, skip)):
-        expected = (plain.relu() if relu else plain) + (0 if beside is None else beside)
+    for relu, added in ((False, None), (True, None), (False, skip), (True, skip)):
+        expected = (plain.relu() if relu else plain) + (0 if added is None else added)
         expected = expected.relu() if relu else expected
-        given = native.convolve(seen, native.transform(weight), scale, bias, padding, 2, relu, beside)
+        given = native.convolve(seen, native.transform(weight), scale, bias, padding, 2, relu, added)
         assert torch.allclose(given, expected, atol=2e-5)
         place = torch.empty_like(given.permute(0, 2, 3, 1))
-        native.convolve(seen, native.transform(weight), scale, bias, padding, 2, relu, beside, place)
+        native.convolve(seen, native.transform(weight), scale, bias, padding, 2, relu, added, place)
         assert torch.equal(place, given.permute(0, 2, 3, 1))
     in_rows = seen.contiguous(memory_format=torch.contiguous_format)
     again = native.convolve(in_rows, native.transform(weight), scale, bias, padding, 2, True, skip)
     assert torch.equal(again, given)
+
+
+@needs_native
+@pytest.mark.parametrize("size", [(3, 2), (17, 23), (90, 70)])
+@pytest.mark.parametrize("dilation", [1, 5])
+def test_its_sums_over_rows(size: tuple[int, int], dilation: int) -> None:
+    """Of each picture and column, and the same each time, whichever thread comes first."""
+    seen, weight = features(3, 8, *size), native.transform(features(32, 8, 3, 3, seed=1))
+    kernel = weight, torch.ones(32), torch.zeros(32), (dilation, dilation, dilation), dilation, True
+    sums, again = torch.empty(2, 3, size[1], 32)
+    given = native.convolve(seen, *kernel, sums=sums)
+    assert torch.equal(given, native.convolve(seen, *kernel, sums=again))
+    assert torch.equal(given, native.convolve(seen, *kernel))
+    assert torch.allclose(sums, given.sum(dim=2).permute(0, 2, 1), rtol=1e-5, atol=1e-4)
+    assert torch.equal(sums, again)
 
 
 @needs_native
@@ -80,7 +97,7 @@ def test_what_is_no_number_is_not_hidden() -> None:
     seen, weight = features(1, 8, 9, 9), native.transform(features(16, 8, 3, 3, seed=1))
     seen[0, 3, 4, 4] = float("nan")
     for skip in (None, torch.zeros(1, 16, 9, 9)):
-        given = native.convolve(seen, weight, torch.ones(16), torch.zeros(16), (1, 1), 1, True, skip)
+        given = native.convolve(seen, weight, torch.ones(16), torch.zeros(16), (1, 1, 1), 1, True, skip)
         assert torch.isnan(given[0, :, 3:6, 3:6]).all()
 
 
@@ -89,7 +106,7 @@ def test_it_writes_nowhere_else() -> None:
     seen, kernel = features(1, 8, 9, 9), (native.transform(features(16, 8, 3, 3)), torch.ones(16), torch.zeros(16))
     for place in (torch.empty(1, 8, 9, 16), torch.empty(1, 9, 9, 32)[..., ::2], torch.empty(1, 9, 9, 16).double()):
         with pytest.raises(ValueError, match="a place for"):
-            native.convolve(seen, *kernel, (1, 1), 1, out=place)
+            native.convolve(seen, *kernel, (1, 1, 1), 1, out=place)
     with pytest.raises(ValueError, match="a place for"):
         native.recur(torch.empty(1, 5, 7, 32), torch.empty(1, 5, 7, 8), torch.empty(1, 5, 6, 8), first=False)
 
@@ -97,11 +114,11 @@ def test_it_writes_nowhere_else() -> None:
 @needs_native
 def test_on_one_thread_it_gives_the_same() -> None:
     seen, weight, bias = features(1, 32, 90, 70), native.transform(features(32, 32, 3, 3, seed=1)), torch.zeros(32)
-    both = [native.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4)]
+    both = [native.convolve(seen, weight, torch.ones(32), bias, (4, 4, 4), 4)]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        both.append(native.convolve(seen, weight, torch.ones(32), bias, (4, 4), 4))
+        both.append(native.convolve(seen, weight, torch.ones(32), bias, (4, 4, 4), 4))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*both)
@@ -146,7 +163,7 @@ def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(native, "_runner", lambda: fail)
     with pytest.raises(MemoryError):
-        native.convolve(features(1, 8, 4, 4), native.transform(features(16, 8, 3, 3)), *torch.ones(2, 16), (1, 1), 1)
+        native.convolve(features(1, 8, 4, 4), native.transform(features(16, 8, 3, 3)), *torch.ones(2, 16), (1, 1, 1), 1)
 
 
 @pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "AVX2"])

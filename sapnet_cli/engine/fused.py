@@ -19,12 +19,19 @@ from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sapnet_cli.engine.hardware import fast_float
-from sapnet_cli.engine.kernels import FusedWeights, NativeKernel, Ranging, parameters, residual_blocks
+from sapnet_cli.engine.kernels import (
+    FusedWeights,
+    NativeKernel,
+    Padding,
+    Ranging,
+    parameters,
+    residual_blocks,
+    sum_rows,
+)
 from sapnet_cli.engine.pixels import to_float
-from sapnet_cli.engine.planes import Room, Strip, choose_place
+from sapnet_cli.engine.planes import Room, Strip, choose_place, pad_rows
 from sapnet_cli.engine.progress import Report, part_of
 from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
@@ -42,9 +49,6 @@ not hold, in strips."""
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**27}
 LSTM_BYTES = {"cpu": 2**22, "cuda": 2**27}
 """Features of a strip, of the wide and short-lived ones of the LSTM fewer: so that a CPU's caches hold them."""
-
-MOST_BYTES = (2**15 - 1) // 255
-"""So many of them add up to a 16-bit integer."""
 
 
 def stored_bytes(model: SAPNet, precision: torch.dtype, pixels: int) -> int:
@@ -150,25 +154,25 @@ class FusedForward:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             edges = (low - strip.start + 1, strip.stop + 1 - high)
             images = self._images(strip, low - 1, high + 1, self.weights.dtype)
-            seen = self.weights.embed.convolve(images, (0, 1), relu=True)
+            seen = self.weights.embed.convolve(images, (0, 0, 1), relu=True)
             if not first_unit:
                 seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
-            seen = _pad_rows(seen, edges)
             # not over the old state, which the next strip's margin still needs
-            hidden = self._recur(seen, first_unit, strip.of(self.cell), strip.of(self.spare))
+            hidden = self._recur(seen, edges, first_unit, strip.of(self.cell), strip.of(self.spare))
             self._collect(hidden, strip)
         self.hidden, self.spare = self.spare, self.hidden
 
-    def _recur(self, seen: Tensor, first_unit: bool, cell: Tensor, hidden: Tensor) -> Tensor:
+    def _recur(self, seen: Tensor, edges: tuple[int, int], first_unit: bool, cell: Tensor, hidden: Tensor) -> Tensor:
         """Steps the state of a strip, (N, rows, W, C), on; gives the hidden one on the network's device.
 
-        `seen` are embedding and hidden state with a margin of rows, (N, C', rows + 2, W).
+        `seen` are embedding and hidden state with a row more above and below, (N, C', H, W), but for edges that say 1.
         """
         kernels = self.weights.first_gates if first_unit else self.weights.gates
         if isinstance(kernels, NativeKernel):
-            native.recur(kernels.convolve(seen, (0, 1)).permute(0, 2, 3, 1), cell, hidden, first_unit)
+            native.recur(kernels.convolve(seen, (*edges, 1)).permute(0, 2, 3, 1), cell, hidden, first_unit)
             return hidden
-        gates, candidate = (kernel.convolve(seen, (0, 1)).permute(0, 2, 3, 1) for kernel in kernels)
+        seen = pad_rows(seen, edges)
+        gates, candidate = (kernel.convolve(seen, (0, 0, 1)).permute(0, 2, 3, 1) for kernel in kernels)
         gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), self.weights.model.config.channels, dim=3)
         _tanh_(candidate)
         new = (cell.to(gates) * forget[0]).addcmul_(gate_in, candidate) if forget else gate_in * candidate
@@ -200,9 +204,10 @@ class FusedForward:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
             place = None if self.whole else strip.of(target)
-            values = kernel.convolve(rows, padding, relu=True, skip=beside, positive=positive, out=place)
+            sums = None if self._columns is None else self._columns.new_empty(len(rows), *self._columns.shape[2:])
+            values = kernel.convolve(rows, padding, relu=True, skip=beside, positive=positive, out=place, sums=sums)
             values = values.permute(0, 2, 3, 1)
-            self._collect(values, strip)
+            self._collect(values, strip, sums=sums)
             if self.whole:
                 return values
         return target
@@ -233,16 +238,14 @@ class FusedForward:
         rainy = strip.rows(self.rainy, *inside).to(self.weights.device)
         rainy = (rainy if rainy.dtype == torch.uint8 else rainy * 255).to(dtype)
         images = torch.cat((rainy, strip.rows(self.residual, *inside).to(rainy)), dim=3).permute(0, 3, 1, 2)
-        return _pad_rows(images, (inside[0] - low, high - inside[1]))
+        return pad_rows(images, (inside[0] - low, high - inside[1]))
 
-    def _around(self, plane: Tensor, strip: Strip, margin: int, zero: int = 0) -> tuple[Tensor, tuple[int, int]]:
-        """The rows that a strip's convolution sees, and the padding that they still need; `zero` stands for zero."""
-        if strip.start == 0 and strip.stop == self.height:
-            return self._channels_first(strip.of(plane)), (margin, margin)
+    def _around(self, plane: Tensor, strip: Strip, margin: int) -> tuple[Tensor, Padding]:
+        """The rows that a strip's convolution sees, and the padding that they still need."""
         low, high = strip.start - margin, strip.stop + margin
         inside = max(0, low), min(self.height, high)
         rows = self._channels_first(strip.rows(plane, *inside))
-        return _pad_rows(rows, (inside[0] - low, high - inside[1]), zero), (0, margin)
+        return rows, (inside[0] - low, high - inside[1], margin)
 
     def _channels_first(self, values: Tensor) -> Tensor:
         return values.permute(0, 3, 1, 2).to(self.weights.device)
@@ -256,23 +259,26 @@ class FusedForward:
         if needed:  # of each picture, from the rows that each of three taps sees
             self._columns = torch.zeros(self.count, 3, self.width, config.channels, device=self.weights.device)
 
-    def _collect(self, values: Tensor, strip: Strip, step: float = 1) -> None:
+    def _collect(self, values: Tensor, strip: Strip, step: float = 1, sums: Tensor | None = None) -> None:
         """Adds a strip, (N, rows, W, C), to the sums over the rectangles that the nine taps see from the cores.
 
-        `step` is what a value of one stands for.
+        `step` is what a value of one stands for. `sums` are those over rows, (N, W, C), if they are known.
         """
         if self._columns is None:
             return
-        for picture, plane in enumerate(values, strip.picture or 0):
-            rows, _ = self.cores[picture]
-            self._columns[picture].add_(_sum_rows(plane), alpha=step)
-            for down, offset in enumerate((-self._dilation, 0, self._dilation)):
-                low = min(max(strip.start, rows.start + offset), strip.stop)
-                high = max(min(strip.stop, rows.stop + offset), low)
-                for start, stop in ((strip.start, low), (high, strip.stop)):  # not seen by this tap: most often none
-                    if start < stop:
-                        beyond = _sum_rows(plane[start - strip.start : stop - strip.start])
-                        self._columns[picture, down].sub_(beyond, alpha=step)
+        offsets = (-self._dilation, 0, self._dilation)
+        for index, plane in enumerate(values):
+            picture = index + (strip.picture or 0)
+            columns, rows = self._columns[picture], self.cores[picture][0]
+            columns.add_(sum_rows(plane) if sums is None else sums[index], alpha=step)
+            # what lies above the core as one tap sees it lies above it for all taps below; most often nothing does
+            tops, bottoms = ([edge + offset for offset in offsets] for edge in (rows.start, rows.stop))
+            beyond = [(above, end, slice(tap, None)) for tap, (above, end) in enumerate(pairwise((0, *tops)))]
+            beyond += [(top, end, slice(tap + 1)) for tap, (top, end) in enumerate(pairwise((*bottoms, self.height)))]
+            for top, end, taps in beyond:
+                low, high = (min(max(each, strip.start), strip.stop) - strip.start for each in (top, end))
+                if low < high:
+                    columns[taps].sub_(sum_rows(plane[low:high]), alpha=step)
 
     def _sums(self) -> Tensor:
         """The sums that were collected, (N, 3, 3, C); the next `_begin` begins anew."""
@@ -311,27 +317,3 @@ def _tanh_(values: Tensor) -> Tensor:
     if values.dtype == torch.float32 and values.device.type == "cpu":
         return values.mul_(2).sigmoid_().mul_(2).sub_(1)
     return values.tanh_()
-
-
-def _sum_rows(values: Tensor) -> Tensor:
-    """(rows, W, C) to (W, C) in float32.
-
-    Each thread first sums rows that it had written itself: what another core wrote comes slowly.
-    """
-    rows = values.flatten(1)
-    threads = torch.get_num_threads()
-    groups = threads * math.ceil(len(rows) / (threads * MOST_BYTES))
-    each = len(rows) // groups
-    own, rest = rows[: groups * each], rows[groups * each :]
-    wide = torch.float32
-    if rows.dtype == torch.uint8:  # torch sums bytes slowly
-        own, wide = own.to(torch.int16), torch.int16
-    elif rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
-        wide = torch.bfloat16  # it sums in float32 anyway; to widen would take a pass, and one rounding is no matter
-    total = own.view(groups, each, rows.shape[1]).sum(dim=1, dtype=wide).sum(dim=0, dtype=torch.float32)
-    return total.add_(rest.sum(dim=0, dtype=torch.float32)).view(values.shape[1:])
-
-
-def _pad_rows(images: Tensor, rows: tuple[int, int], zero: int = 0) -> Tensor:
-    """(N, C, H, W) with so many rows of zeros above and below."""
-    return functional.pad(images, (0, 0, *rows), value=zero) if any(rows) else images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias, cast
@@ -10,11 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sapnet_cli.engine.planes import pad_rows
 from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 PROJECT_CHANNELS = 8
 """A convolution to 3 channels takes twice the time of one to 8."""
+
+MOST_BYTES = (2**15 - 1) // 255
+"""So many of them add up to a 16-bit integer."""
+
+Padding: TypeAlias = tuple[int, int, int]
+"""Rows of zeros above, and below, and columns at either side."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +42,32 @@ class Kernel:
     def convolve(
         self,
         features: Tensor,
-        padding: tuple[int, int],
+        padding: Padding,
         relu: bool = False,
         skip: Tensor | None = None,
         positive: bool = False,
         out: Tensor | None = None,
+        sums: Tensor | None = None,
     ) -> Tensor:
         """A convolution of (N, I, H, W), and what skips it, if anything: `ReLU(ReLU(convolution) + skip)`, or neither.
 
         If `positive` is true nothing in `skip` is negative. What comes out, on the device of the kernel, goes into
-        `out`, (N, H', W', O), too, if there is such a place.
+        `out`, (N, H', W', O), too, if there is such a place, and its sums over rows into `sums`, (N, W', O).
         """
-        result = functional.conv2d(features, self.weight, self.bias, padding=padding, dilation=self.dilation)
+        rows, around = unpad(features, padding)
+        result = functional.conv2d(rows, self.weight, self.bias, padding=around, dilation=self.dilation)
         if relu:
             result.relu_()
         if skip is not None:
             result.add_(skip)
             if relu and not positive:
                 result.relu_()
+        values = result.permute(0, 2, 3, 1)
         if out is not None:
-            out.copy_(result.permute(0, 2, 3, 1))
+            out.copy_(values)
+        if sums is not None:
+            for picture, place in zip(values, sums):
+                place.copy_(sum_rows(picture))
         return result
 
 
@@ -80,15 +94,16 @@ class NativeKernel:
     def convolve(
         self,
         features: Tensor,
-        padding: tuple[int, int],
+        padding: Padding,
         relu: bool = False,
         skip: Tensor | None = None,
         positive: bool = False,
         out: Tensor | None = None,
+        sums: Tensor | None = None,
     ) -> Tensor:
         """See `Kernel.convolve`."""
         kernel = self.transformed, self.scale, self.bias
-        return native.convolve(features, *kernel, padding, self.dilation, relu, skip, out)
+        return native.convolve(features, *kernel, padding, self.dilation, relu, skip, out, sums)
 
 
 Gates: TypeAlias = NativeKernel | tuple[Kernel, Kernel]
@@ -203,6 +218,35 @@ def split_gates(model: SAPNet, first_unit: bool) -> tuple[tuple[Tensor, Tensor],
     gate_in, candidate, *others = zip(*(torch.split(each, model.config.channels) for each in (weight, bias)))
     weights, biases = zip(gate_in, *others)
     return (torch.cat(weights), torch.cat(biases)), candidate
+
+
+def sum_rows(values: Tensor) -> Tensor:
+    """(rows, W, C) to (W, C) in float32.
+
+    Each thread first sums rows that it had written itself: what another core wrote comes slowly.
+    """
+    rows = values.flatten(1)
+    threads = torch.get_num_threads()
+    groups = threads * math.ceil(len(rows) / (threads * MOST_BYTES))
+    each = len(rows) // groups
+    own, rest = rows[: groups * each], rows[groups * each :]
+    wide = torch.float32
+    if rows.dtype == torch.uint8:  # torch sums bytes slowly
+        own, wide = own.to(torch.int16), torch.int16
+    elif rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
+        wide = torch.bfloat16  # it sums in float32 anyway; to widen would take a pass, and one rounding is no matter
+    total = own.view(groups, each, rows.shape[1]).sum(dim=1, dtype=wide).sum(dim=0, dtype=torch.float32)
+    return total.add_(rest.sum(dim=0, dtype=torch.float32)).view(values.shape[1:])
+
+
+def unpad(features: Tensor, padding: Padding, zero: int = 0) -> tuple[Tensor, tuple[int, int]]:
+    """Features with the rows that PyTorch cannot pad, which adds as many above as below, and the padding left to it.
+
+    `zero` is what stands for zero.
+    """
+    above, below, beside = padding
+    least = min(above, below)
+    return pad_rows(features, (above - least, below - least), zero), (least, beside)
 
 
 class Ranging:

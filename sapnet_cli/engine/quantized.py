@@ -22,7 +22,16 @@ from torch.nn import functional
 
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import sums_bytes_exactly
-from sapnet_cli.engine.kernels import FusedWeights, Kernel, Ranging, embed_kernel, parameters, residual_blocks
+from sapnet_cli.engine.kernels import (
+    FusedWeights,
+    Kernel,
+    Padding,
+    Ranging,
+    embed_kernel,
+    parameters,
+    residual_blocks,
+    unpad,
+)
 from sapnet_cli.engine.planes import Room, Strip
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
@@ -77,19 +86,20 @@ class ByteKernel:
         """The kernel with something added to its bias, (C,)."""
         return replace(self, bias=self.bias + bias)
 
-    def convolve(self, source: Bytes, padding: tuple[int, int], dtype: torch.dtype, relu: bool = False) -> Tensor:
+    def convolve(self, source: Bytes, padding: Padding, dtype: torch.dtype, relu: bool = False) -> Tensor:
         """The convolution, in a floating point."""
         return self._run(source, padding, 1.0, dtype, relu)
 
-    def convolve_to_bytes(self, source: Bytes, padding: tuple[int, int], step: float) -> Tensor:
+    def convolve_to_bytes(self, source: Bytes, padding: Padding, step: float) -> Tensor:
         """`ReLU(convolution) / step`, rounded and cut to unsigned bytes."""
         return self._run(source, padding, step, torch.uint8, relu=True)
 
-    def _run(self, source: Bytes, padding: tuple[int, int], step: float, dtype: torch.dtype, relu: bool) -> Tensor:
+    def _run(self, source: Bytes, padding: Padding, step: float, dtype: torch.dtype, relu: bool) -> Tensor:
+        values, around = unpad(source.values, padding, source.zero)
         result = torch.ops.onednn.qconv2d_pointwise(
-            *(source.values, source.step, source.zero),
+            *(values, source.step, source.zero),
             *(self.packed, self.steps, self.zeros, self.bias),
-            *([1, 1], list(padding), [self.dilation, self.dilation], 1),
+            *([1, 1], list(around), [self.dilation, self.dilation], 1),
             *(step, 0, dtype, "relu" if relu else "none", [], ""),
         )
         return cast(Tensor, result)
@@ -265,7 +275,7 @@ class QuantizedForward(FusedForward):
         for strip in self.lstm_strips:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             images = self._images(strip, low - 1, high + 1, torch.float32)
-            embedded = embed.convolve(images, (0, 1)).permute(0, 2, 3, 1)
+            embedded = embed.convolve(images, (0, 0, 1)).permute(0, 2, 3, 1)
             seen, inside = _framed(embedded, border, (low - strip.start + 1, strip.stop + 1 - high))
             rows, columns = self.cores[strip.picture or 0]
             counted = embedded[0, max(0, rows.start - low) : max(0, rows.stop - low)]  # a window's edge is no picture's
@@ -274,7 +284,7 @@ class QuantizedForward(FusedForward):
             _to_bytes(embedded.clamp_(-128, 127), inside[..., :width])
             if not first_unit:
                 inside[..., width:].copy_(strip.rows(self.hidden, low, high))
-            gated = gates.convolve(Bytes(self._channels_first(seen), 1.0), (0, 0), self.weights.dtype)
+            gated = gates.convolve(Bytes(self._channels_first(seen), 1.0), (0, 0, 0), self.weights.dtype)
             half = self._recur_by_halves(gated.permute(0, 2, 3, 1), strip)
             self._collect(half, strip, 2)
             _to_bytes(half * (2 / HIDDEN_STEP), strip.of(self.spare))
@@ -329,7 +339,7 @@ class QuantizedForward(FusedForward):
         self._begin(block.conv2.dilation[0])
         inner_step, largest = self.ranging.current.inner[index] / LEVELS, 0
         for strip in self.strips:
-            rows, padding = self._around(features, strip, kernel.dilation, zero)
+            rows, padding = self._around(features, strip, kernel.dilation)
             values = kernel.convolve_to_bytes(Bytes(rows, step, zero), padding, inner_step).permute(0, 2, 3, 1)
             self._collect(values, strip, inner_step)
             largest = max(largest, int(values.amax()))

@@ -29,11 +29,12 @@ typedef struct {
     const float *scale, *bias;        /* (outputs) */
     const float *skip;                /* like target, or none */
     float *target;                    /* (count, target_height, target_width, outputs), or the gradient of it */
+    float *sums;                      /* (parts, count, target_width, outputs): of target over rows, or none */
     long count, height, width, inputs, outputs, dilation;
     long above, left;                 /* zeros beyond the edges */
     long target_height, target_width;
     long relu;                        /* ReLU(ReLU(scale * convolution + bias) + skip), or without either */
-    long parts;                       /* that a gradient is summed in, each in order, whoever sums it */
+    long parts;                       /* that a gradient or sums are summed in, each in order, whoever sums it */
     long next;                        /* tile or part that no thread has taken yet */
     long failed;                      /* a thread had no memory */
 } Convolution;
@@ -145,8 +146,8 @@ static void read_tile(const Convolution *job, Place place, float *to) {
     }
 }
 
-/* Writes a tile, `from` + place * TILES * outputs. */
-static void write_tile(const Convolution *job, Place place, const float *from) {
+/* Writes a tile, `from` + place * TILES * outputs, and adds it to the sums of a part, (count, target_width, outputs). */
+static void write_tile(const Convolution *job, Place place, const float *from, float *sums) {
     const long step = job->dilation, outputs = job->outputs;
     const Vector zero = _mm256_setzero_ps();
     for (long channel = 0; channel < outputs; channel += LANES) {
@@ -157,6 +158,7 @@ static void write_tile(const Convolution *job, Place place, const float *from) {
             for (int y = 0; y < SEEN; y++) column[y] = _mm256_load_ps(from + (y * SEEN + x) * TILES * outputs + channel);
             transform_back(column, columns[x]);
         }
+        Vector totals[SIDE] = {zero, zero, zero, zero};
         for (int y = 0; y < SIDE; y++) {
             long row = place.top + y * step;
             if (row >= job->target_height) break;
@@ -172,7 +174,14 @@ static void write_tile(const Convolution *job, Place place, const float *from) {
                 if (job->skip) value = add(value, _mm256_loadu_ps(job->skip + pixel * outputs + channel));
                 if (job->relu) value = _mm256_max_ps(zero, value);
                 _mm256_storeu_ps(job->target + pixel * outputs + channel, value);
+                totals[x] = add(totals[x], value);
             }
+        }
+        for (int x = 0; sums && x < SIDE; x++) {
+            long at = place.left + x * step;
+            if (at >= job->target_width) break;
+            float *sum = sums + (place.picture * job->target_width + at) * outputs + channel;
+            _mm256_storeu_ps(sum, add(_mm256_loadu_ps(sum), totals[x]));
         }
     }
 }
@@ -273,30 +282,35 @@ void sapnet_kernel_gradient(void *shared) {
     free(seen);
 }
 
-/* Takes blocks of tiles until there are none left: what each thread runs. */
+/* Takes parts of the tiles until there are none left: what each thread runs. Sums are zero before. */
 void sapnet_convolve(void *shared) {
     Convolution *job = shared;
     const long inputs = job->inputs, outputs = job->outputs;
     const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
     const long tiles = job->count * down * across;
+    const long parts = job->sums ? job->parts : (tiles + TILES - 1) / TILES;
     float *given, *seen = make_room(job, &given);
     if (!seen) return;
     for (;;) {
-        long begin = __atomic_fetch_add(&job->next, TILES, __ATOMIC_RELAXED);
-        if (begin >= tiles) break;
-        long number = tiles - begin < TILES ? tiles - begin : TILES;
-        for (long tile = 0; tile < number; tile++)
-            read_tile(job, place_of(job, begin + tile, down, across), seen + tile * inputs);
-        for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
+        long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (part >= parts) break;
+        float *sums = job->sums ? job->sums + part * job->count * job->target_width * outputs : NULL;
+        long end = tiles * (part + 1) / parts;
+        for (long begin = tiles * part / parts; begin < end; begin += TILES) {
+            long number = end - begin < TILES ? end - begin : TILES;
+            for (long tile = 0; tile < number; tile++)
+                read_tile(job, place_of(job, begin + tile, down, across), seen + tile * inputs);
+            for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
+                for (long place = 0; place < PLACES; place++)
+                    for (long input = 0; input < inputs; input++) seen[(place * TILES + tile) * inputs + input] = 0;
             for (long place = 0; place < PLACES; place++)
-                for (long input = 0; input < inputs; input++) seen[(place * TILES + tile) * inputs + input] = 0;
-        for (long place = 0; place < PLACES; place++)
-            for (long output = 0; output < outputs; output += OUTPUTS)
-                for (long tile = 0; tile < number; tile += ROWS)
-                    multiply(seen + (place * TILES + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
-                             given + (place * TILES + tile) * outputs + output, inputs, outputs);
-        for (long tile = 0; tile < number; tile++)
-            write_tile(job, place_of(job, begin + tile, down, across), given + tile * outputs);
+                for (long output = 0; output < outputs; output += OUTPUTS)
+                    for (long tile = 0; tile < number; tile += ROWS)
+                        multiply(seen + (place * TILES + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
+                                 given + (place * TILES + tile) * outputs + output, inputs, outputs);
+            for (long tile = 0; tile < number; tile++)
+                write_tile(job, place_of(job, begin + tile, down, across), given + tile * outputs, sums);
+        }
     }
     free(seen);
 }

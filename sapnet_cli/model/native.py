@@ -26,12 +26,15 @@ POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 LANES, OUTPUTS = 8, 16
 """What channels come in."""
 
+PARTS = 2
+"""For each thread, of a picture that is summed: what one that is slower leaves, others take."""
+
 
 class Convolution(ctypes.Structure):
     """That of `native.c`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("source", "kernel", "scale", "bias", "skip", "target")),
+        *((name, ctypes.c_void_p) for name in ("source", "kernel", "scale", "bias", "skip", "target", "sums")),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "outputs", "dilation", "above")),
         *(
             (name, ctypes.c_long)
@@ -72,11 +75,12 @@ def convolve(
     transformed: Tensor,
     scale: Tensor,
     bias: Tensor,
-    padding: tuple[int, int],
+    padding: tuple[int, int, int],
     dilation: int,
     relu: bool = False,
     skip: Tensor | None = None,
     out: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """`scale * convolution + bias`, and `skip` if there is one: `ReLU(ReLU(that) + skip)`, or neither.
 
@@ -85,11 +89,12 @@ def convolve(
         transformed: by `transform`, of as many inputs.
         scale: of each output channel, (O,).
         bias: (O,).
-        padding: rows of zeros above and below, and columns at either side.
+        padding: rows of zeros above, and below, and columns at either side.
         dilation: of the kernel.
         relu: whether there is one before and after the sum.
         skip: as what comes out.
         out: where it goes, if there is a place, (N, H', W', O), one pixel after the other.
+        sums: where its sums over rows go, if there is a place, (N, W', O). They depend on how many threads there are.
 
     Returns:
         (N, O, H', W'), channels last.
@@ -99,12 +104,18 @@ def convolve(
         ValueError: `out` is of another shape, or in pieces.
     """
     count, _, height, width = features.shape
-    size = height + 2 * (padding[0] - dilation), width + 2 * (padding[1] - dilation)
+    above, below, beside = padding
+    size = height + above + below - 2 * dilation, width + 2 * (beside - dilation)
     source, scale, bias = _channels_last(features), scale.contiguous(), bias.contiguous()
     target = source.new_empty(count, *size, len(bias)) if out is None else out
     _check_place(target, (count, *size, len(bias)))
-    others = transformed, scale, bias, None if skip is None else _channels_last(skip)
-    _run_convolution("sapnet_convolve", source, others, target, padding, dilation, relu=relu)
+    parts = PARTS * torch.get_num_threads()
+    partial = None if sums is None else source.new_zeros(parts, count, size[1], len(bias))
+    others = transformed, scale, bias, None if skip is None else _channels_last(skip), target, partial
+    job = (source, others, target.shape, (above, beside), dilation)
+    _run_convolution("sapnet_convolve", *job, relu=relu, parts=parts)
+    if sums is not None and partial is not None:
+        torch.sum(partial, dim=0, out=sums)
     return target.permute(0, 3, 1, 2)
 
 
@@ -125,8 +136,8 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
     source, wanted = _channels_last(features), _channels_last(gradient)
     sums = source.new_zeros(parts, len(_places()), outputs // OUTPUTS, inputs, OUTPUTS)
-    others, around = (sums, None, None, None), (dilation, dilation)
-    _run_convolution("sapnet_kernel_gradient", source, others, wanted, around, dilation, parts=parts)
+    others, around = (sums, None, None, None, wanted, None), (dilation, dilation)
+    _run_convolution("sapnet_kernel_gradient", source, others, wanted.shape, around, dilation, parts=parts)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
     return (placed.t() @ _places().float()).view(outputs, inputs, 3, 3)
 
@@ -173,16 +184,16 @@ def _run_convolution(
     function: str,
     source: Tensor,
     others: Sequence[Tensor | None],
-    target: Tensor,
+    given: Sequence[int],
     padding: tuple[int, int],
     dilation: int,
     relu: bool = False,
     parts: int = 0,
 ) -> None:
-    """One function of `native.c`, on the arrays that `Convolution` names."""
+    """One function of `native.c`, on the arrays that `Convolution` names; what it gives has a shape, (N, H', W', O)."""
     count, height, width, inputs = source.shape
-    pointers = (None if each is None else each.data_ptr() for each in (source, *others, target))
-    shape = (count, height, width, inputs, target.shape[3], dilation, *padding, *target.shape[1:3])
+    pointers = (None if each is None else each.data_ptr() for each in (source, *others))
+    shape = (count, height, width, inputs, given[3], dilation, *padding, *given[1:3])
     job = Convolution(*pointers, *shape, relu, parts, 0, 0)
     _run(function, job)
     if job.failed:
