@@ -171,8 +171,7 @@ class FusedForward:
         if isinstance(kernels, NativeKernel):
             native.recur(kernels.convolve(seen, (*edges, 1)).permute(0, 2, 3, 1), cell, hidden, first_unit)
             return hidden
-        seen = pad_rows(seen, edges)
-        gates, candidate = (kernel.convolve(seen, (0, 0, 1)).permute(0, 2, 3, 1) for kernel in kernels)
+        gates, candidate = (kernel.convolve(seen, (*edges, 1)).permute(0, 2, 3, 1) for kernel in kernels)
         gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), self.weights.model.config.channels, dim=3)
         _tanh_(candidate)
         new = (cell.to(gates) * forget[0]).addcmul_(gate_in, candidate) if forget else gate_in * candidate

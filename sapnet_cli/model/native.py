@@ -114,7 +114,7 @@ def convolve(
     others = transformed, scale, bias, None if skip is None else _channels_last(skip), target, partial
     job = (source, others, target.shape, (above, beside), dilation)
     _run_convolution("sapnet_convolve", *job, relu=relu, parts=parts)
-    if sums is not None and partial is not None:
+    if partial is not None:
         torch.sum(partial, dim=0, out=sums)
     return target.permute(0, 3, 1, 2)
 
