@@ -1,13 +1,13 @@
 """Makes ground truths for real photos of rain out of what several weights take off: python weights/real_truths.py.
 
 The default leaves the rain of some photos that other weights take off, and that it takes off itself where a part is cut
-out and derained alone. So each place of a photo gets what the weights make of it that take off most there:
+out and derained alone, or the photo enlarged or shrunk. So each place of a photo gets what takes off most there:
 
     python weights/real_truths.py DEST RAINY WEIGHTS ...
 
-RAINY holds the photos, `*.jpg`, WEIGHTS names the weights; the first derain the photo in parts, too. Writes pairs into
-DEST/realT, of every second photo, in order of their names as numbers, at their own size (640 pixels at most), 0.7 and
-half of it. The other photos are only looked at.
+RAINY holds the photos, `*.jpg`, WEIGHTS names the weights; the first derain the photo in parts and at other sizes, too.
+Writes pairs into DEST/realT, of every second photo, in order of their names as numbers, at their own size (640 pixels
+at most), 0.7 and half of it. The other photos are only looked at.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ SCALES, SMALLEST = (1.0, 0.7, 0.5), 192
 
 PART = 192
 """Side of the parts that are derained alone; they overlap by half and go over into each other as a Hann window does."""
+
+SIZES = 0.6, 1.5
+"""At which a photo is derained, too."""
 
 VEIL = 0.7, 12.0
 """Part of what was taken off all around, and sigma of the blur in pixels that is its measure, that is no streak."""
@@ -84,6 +87,15 @@ def in_parts(derain: Callable[[Pixels], Pixels], rainy: Pixels) -> Values:
     return (total / weight).astype(np.float32)
 
 
+def at_size(derain: Callable[[Pixels], Pixels], rainy: Pixels, scale: float) -> Values:
+    """A photo with what changed when it was enlarged or shrunk."""
+    size = [round(side * scale) for side in rainy.shape[1::-1]]
+    other = cv2.resize(rainy, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    change = np.subtract(derain(other), other, dtype=np.float32)
+    back = cv2.resize(change, rainy.shape[1::-1], interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+    return np.asarray(rainy + back, np.float32)
+
+
 def most_derained(rainy: Pixels, candidates: list[Values]) -> Values:
     """At each place the candidate off which most was taken around it, going over softly."""
     taken = np.stack([cv2.GaussianBlur(streaks(rainy, derained), (0, 0), AROUND) for derained in candidates])
@@ -104,6 +116,7 @@ def main() -> None:
         rainy = shrunk(path)
         candidates = [np.asarray(derainer.derain(rainy), np.float32) for derainer in derainers]
         candidates.append(in_parts(derainers[0].derain, rainy))
+        candidates += [at_size(derainers[0].derain, rainy, size) for size in SIZES]
         truth = to_bytes(most_derained(rainy, candidates))
         for scale in SCALES:
             size = [round(side * scale) for side in rainy.shape[1::-1]]
