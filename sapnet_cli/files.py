@@ -162,7 +162,9 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes beside the target and renames, so that the target is never half a file; its permissions stay.
+    """Writes beside the target and renames, so that the target is never half a file; its permissions and owner stay.
+
+    Where the target is a link, that stays, and the file that it names is written.
 
     What replaces a file is on the disk before that goes: a power cut leaves the one or the other. Text is written in
     UTF-8; what is none, since a name of a file may be in any encoding, with backslashes.
@@ -175,6 +177,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with _os_errors(path):
             _upload(path, data)
         return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(_temporary_name())
     try:
         replaces = path.exists()
@@ -184,7 +187,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         if replaces:
-            temporary.chmod(path.stat().st_mode & 0o777)
+            before = path.stat()
+            with suppress(AttributeError, OSError):  # root may, in a container, say
+                os.chown(temporary, before.st_uid, before.st_gid)
+            temporary.chmod(before.st_mode & 0o777)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

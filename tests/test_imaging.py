@@ -333,6 +333,30 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
+def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
+    library, album = tmp_path / "library", tmp_path / "album"
+    library.mkdir()
+    album.mkdir()
+    (library / "photo.png").write_bytes(b"old")
+    (album / "photo.png").symlink_to("../library/photo.png")
+    (album / "new.png").symlink_to("../library/new.png")
+    write_atomically(album / "photo.png", b"new")
+    write_atomically(album / "new.png", b"first")
+    assert (album / "photo.png").is_symlink()
+    assert (library / "photo.png").read_bytes() == b"new"
+    assert (library / "new.png").read_bytes() == b"first"
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["new.png", "new.png", "photo.png", "photo.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may write for others")
+def test_a_file_that_is_replaced_stays_its_owners(tmp_path: Path) -> None:
+    target = tmp_path / "photo.png"
+    target.write_bytes(b"old")
+    os.chown(target, 1234, 5678)
+    write_atomically(target, b"new")
+    assert (target.stat().st_uid, target.stat().st_gid) == (1234, 5678)
+
+
 def test_what_replaces_a_file_reaches_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, replace_path = tmp_path / "photo.png", Path.replace
     sizes: list[int] = []
