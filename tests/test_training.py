@@ -341,6 +341,22 @@ def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(pairs: Path, tmp_
     assert "8 pairs" in begun.stderr
 
 
+def test_a_run_goes_on_for_longer(pairs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    invoke("train", *small_run(pairs, folder, tmp_path / "start.safetensors", 4))
+    final = (folder / "final.safetensors").read_bytes()
+    longer = invoke("train", "-o", folder, "--resume", "--iterations", 8, "--no-compile").stderr
+    assert "8 iterations" in longer
+    assert "from step 4" in longer
+    assert "step 8: validation" in longer
+    assert (folder / "final.safetensors").read_bytes() != final
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["iteration"] for record in records if "psnr_rainy" in record] == [2, 4, 8]
+    ended = invoke("train", "-o", folder, "--resume").stderr
+    assert "8 iterations" in ended
+    assert "from step 8" in ended
+
+
 def test_a_run_without_validations_names_no_best(pairs: Path, tmp_path: Path) -> None:
     options = [*small_run(pairs, tmp_path / "run", tmp_path / "start.safetensors", 2), "--psnr", 0.01]
     assert "validation: " in invoke("train", *options).stderr.splitlines()[-1]

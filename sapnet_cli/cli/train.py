@@ -71,7 +71,10 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on where the run in this folder stopped; begin it if there is none."),
+        typer.Option(
+            "--resume",
+            help="Go on where the run in this folder stopped, longer with another budget; begin it if there is none.",
+        ),
     ] = False,
     recipe: Annotated[
         Recipe | None,

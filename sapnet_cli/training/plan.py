@@ -93,7 +93,7 @@ def plan_run(changes: Changes, needs_data: bool = True) -> Plan:
 
 
 def plan_resumed(folder: RunFolder, changes: Changes) -> Plan:
-    """A run that is taken up, as it was written down when it began.
+    """A run that is taken up, as it was written down when it began, but for its budget, which may be another.
 
     Raises:
         UsageError: the user asks for something else than the run began with.
@@ -111,9 +111,10 @@ def plan_resumed(folder: RunFolder, changes: Changes) -> Plan:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder.path}: its config.json makes no sense ({error}); begin another run") from error
     recipe = changes.recipe or plan.training.recipe
+    training = replace(plan.training, budget=asked.training.budget)
     for part, now, then in (
         ("data", _without_places(asked.data), _without_places(plan.data)),
-        ("training", {**asdict(asked.training), "recipe": recipe}, asdict(plan.training)),
+        ("training", {**asdict(asked.training), "recipe": recipe}, asdict(training)),
         ("start", {"weights": asked.start}, {"weights": plan.start}),
     ):
         for name in then:
@@ -122,7 +123,7 @@ def plan_resumed(folder: RunFolder, changes: Changes) -> Plan:
                     f"{folder.path}: this run began with {part} {name} = {then[name]}, which cannot become "
                     f"{now[name]}; leave the option out, or begin another run, from these weights with --weights"
                 )
-    return replace(plan, data=asked.data, backbones=asked.backbones)
+    return replace(plan, data=asked.data, training=training, backbones=asked.backbones)
 
 
 def build_loss(plan: Plan) -> JointLoss:
@@ -167,7 +168,7 @@ def build_trainer(
     trainer = Trainer(plan.training, data, loss, folder, processes, runtime, start)
     if state is not None:
         trainer.resume(state)
-    elif processes.first:
+    if processes.first:  # where it goes on, too: its budget or the places of its data may have changed
         folder.begin(asdict(plan))
     return trainer
 

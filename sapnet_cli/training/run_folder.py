@@ -57,7 +57,7 @@ class RunFolder:
         return (self.path / LAST).exists()
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder and writes down the configuration."""
+        """Makes the folder, where it is not there, and writes down the configuration."""
         with _clear_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -154,7 +154,7 @@ class Trainer:
                     progress, stop = self.processes.agree(progress, stop)
                 elif self.processes.count > 1:
                     stop = False  # all stop together, at the next round
-                due = math.floor(progress * self.config.validations + 1e-9)
+                due = self._validations_until(progress)
                 validates, ends = due > self.validated and not stop, stop or progress >= 1
                 if at_round or validates or ends or self.iteration == 1:
                     self._report(progress, report)  # raises before a bad state is saved
@@ -199,7 +199,7 @@ class Trainer:
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Takes up a run where `state` was taken.
+        """Takes up a run where `state` was taken; its budget, which the schedule is stretched over, may be another.
 
         Raises:
             UsageError: the pictures are not those that the run began with.
@@ -215,11 +215,15 @@ class Trainer:
                 )
             self.learner.load_state(state)
             self.iteration, self.seconds = state["iteration"], state["seconds"]
-            self.validated, self.best, self.scores = state["validated"], state["best"], state["scores"]
+            self.best, self.scores = state["best"], state["scores"]
+            self.validated = min(state["validated"], self._validations_until(self.progress))
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"the checkpoint is of another network or version ({error})") from error
         if self.processes.first:
             self.folder.rewind(self.iteration)
+
+    def _validations_until(self, progress: float) -> int:
+        return math.floor(progress * self.config.validations + 1e-9)
 
     def _check_losses(self) -> dict[str, float]:
         """Means over the steps since the last look, over all processes.
