@@ -31,7 +31,7 @@ from sapnet_cli.engine.kernels import (
     sum_rows,
 )
 from sapnet_cli.engine.pixels import to_float
-from sapnet_cli.engine.planes import Room, Strip, choose_place, pad_rows
+from sapnet_cli.engine.planes import Room, Strip, choose_place
 from sapnet_cli.engine.progress import Report, part_of
 from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
@@ -153,8 +153,7 @@ class FusedForward:
         for strip in self.lstm_strips:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
             edges = (low - strip.start + 1, strip.stop + 1 - high)
-            images = self._images(strip, low - 1, high + 1, self.weights.dtype)
-            seen = self.weights.embed.convolve(images, (0, 0, 1), relu=True)
+            seen = self.weights.embed.convolve(*self._images(strip, low - 1, high + 1, self.weights.dtype), relu=True)
             if not first_unit:
                 seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
             # not over the old state, which the next strip's margin still needs
@@ -231,13 +230,13 @@ class FusedForward:
             residual = self.weights.project.convolve(rows, padding)
             strip.of(self.residual).copy_(residual.permute(0, 2, 3, 1)[..., :3])
 
-    def _images(self, strip: Strip, low: int, high: int, dtype: torch.dtype) -> Tensor:
-        """Rainy image and residual as `embed_kernel` takes them, rows [low, high) with zeros beyond the edges."""
+    def _images(self, strip: Strip, low: int, high: int, dtype: torch.dtype) -> tuple[Tensor, Padding]:
+        """Rainy image and residual as `embed_kernel` takes them, rows [low, high), and the padding beyond the edges."""
         inside = max(0, low), min(self.height, high)
         rainy = strip.rows(self.rainy, *inside).to(self.weights.device)
         rainy = (rainy if rainy.dtype == torch.uint8 else rainy * 255).to(dtype)
         images = torch.cat((rainy, strip.rows(self.residual, *inside).to(rainy)), dim=3).permute(0, 3, 1, 2)
-        return pad_rows(images, (inside[0] - low, high - inside[1]))
+        return images, (inside[0] - low, high - inside[1], 1)
 
     def _around(self, plane: Tensor, strip: Strip, margin: int) -> tuple[Tensor, Padding]:
         """The rows that a strip's convolution sees, and the padding that they still need."""

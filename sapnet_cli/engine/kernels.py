@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.engine.planes import pad_rows
 from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
@@ -246,7 +245,9 @@ def unpad(features: Tensor, padding: Padding, zero: int = 0) -> tuple[Tensor, tu
     """
     above, below, beside = padding
     least = min(above, below)
-    return pad_rows(features, (above - least, below - least), zero), (least, beside)
+    if above != below:
+        features = functional.pad(features, (0, 0, above - least, below - least), value=zero)
+    return features, (least, beside)
 
 
 class Ranging:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sapnet_cli.engine.hardware import free_memory
 from sapnet_cli.errors import OutOfMemoryError
@@ -106,11 +105,6 @@ def reserve(file: int, size: int) -> None:
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
-
-
-def pad_rows(images: Tensor, rows: tuple[int, int], zero: int = 0) -> Tensor:
-    """(N, C, H, W) with so many rows above and below of what stands for zero."""
-    return functional.pad(images, (0, 0, *rows), value=zero) if any(rows) else images
 
 
 def make_plane(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device | None) -> Tensor:

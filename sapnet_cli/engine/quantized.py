@@ -274,8 +274,7 @@ class QuantizedForward(FusedForward):
         largest = torch.full((width,), -128.0)
         for strip in self.lstm_strips:
             low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
-            images = self._images(strip, low - 1, high + 1, torch.float32)
-            embedded = embed.convolve(images, (0, 0, 1)).permute(0, 2, 3, 1)
+            embedded = embed.convolve(*self._images(strip, low - 1, high + 1, torch.float32)).permute(0, 2, 3, 1)
             seen, inside = _framed(embedded, border, (low - strip.start + 1, strip.stop + 1 - high))
             rows, columns = self.cores[strip.picture or 0]
             counted = embedded[0, max(0, rows.start - low) : max(0, rows.stop - low)]  # a window's edge is no picture's
