@@ -52,8 +52,8 @@ def open_path(name: str) -> Path:
 
 
 def identity(path: Path) -> Path:
-    """What is equal for two names of one file; of URLs, the URL."""
-    return path if _is_remote(path) else path.resolve()
+    """What is equal for two names of one file: where links lead, if not in a circle; of URLs, the URL."""
+    return path if _is_remote(path) else Path(os.path.realpath(path))
 
 
 def find_remote(path: Path) -> Iterator[tuple[Path, PurePosixPath]]:
@@ -154,6 +154,7 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be made, or nothing can be written into it.
     """
+    path = _followed(path)
     with _os_errors(path):
         if not _in_object_store(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with _os_errors(path):
             _upload(path, data)
         return
-    path = Path(os.path.realpath(path))
+    path = _followed(path)
     temporary = path.with_name(_temporary_name())
     try:
         replaces = path.exists()
@@ -195,6 +196,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _followed(path: Path) -> Path:
+    """What is written where a path is to be: what it names, if it is a link."""
+    return identity(path) if not _is_remote(path) and path.is_symlink() else path
 
 
 def _upload(path: Any, data: bytes) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from sapnet_cli.errors import ImageError
-from sapnet_cli.files import write_atomically
+from sapnet_cli.files import make_folder, write_atomically
 from sapnet_cli.imaging.exif import tiff_entry, upright
 from sapnet_cli.imaging.picture import FORMATS, Metadata, Picture
 from sapnet_cli.imaging.read import decode, segment
@@ -346,6 +346,10 @@ def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
     assert (library / "photo.png").read_bytes() == b"new"
     assert (library / "new.png").read_bytes() == b"first"
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["new.png", "new.png", "photo.png", "photo.png"]
+    (album / "circle.png").symlink_to("circle.png")
+    make_folder(album / "circle.png")
+    write_atomically(album / "circle.png", b"new")
+    assert (album / "circle.png").read_bytes() == b"new"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may write for others")

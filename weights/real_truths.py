@@ -13,8 +13,9 @@ at most), 0.7 and half of it. The other photos are only looked at.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -87,13 +88,17 @@ def in_parts(derain: Callable[[Pixels], Pixels], rainy: Pixels) -> Values:
     return (total / weight).astype(np.float32)
 
 
+def resized(pixels: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:
+    """To a width and height: smaller by area, larger by cubic splines."""
+    smaller = size[0] < pixels.shape[1]
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+
+
 def at_size(derain: Callable[[Pixels], Pixels], rainy: Pixels, scale: float) -> Values:
     """A photo with what changed when it was enlarged or shrunk."""
-    size = [round(side * scale) for side in rainy.shape[1::-1]]
-    other = cv2.resize(rainy, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    other = resized(rainy, [round(side * scale) for side in rainy.shape[1::-1]])
     change = np.subtract(derain(other), other, dtype=np.float32)
-    back = cv2.resize(change, rainy.shape[1::-1], interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
-    return np.asarray(rainy + back, np.float32)
+    return np.asarray(rainy + resized(change, rainy.shape[1::-1]), np.float32)
 
 
 def most_derained(rainy: Pixels, candidates: list[Values]) -> Values:
@@ -121,7 +126,7 @@ def main() -> None:
         for scale in SCALES:
             size = [round(side * scale) for side in rainy.shape[1::-1]]
             if scale == 1 or min(size) >= SMALLEST:
-                small = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (rainy, truth))
+                small = (resized(x, size) for x in (rainy, truth))
                 write_pair(*small, arguments.dest / "realT", f"{path.stem}-{int(10 * scale)}.png")
 
 

@@ -151,8 +151,7 @@ class FusedForward:
         """Embeds rainy image and estimate and moves the recurrent state one step on."""
         self._begin(dilation)
         for strip in self.lstm_strips:
-            low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
-            edges = (low - strip.start + 1, strip.stop + 1 - high)
+            (low, high), edges = self._inside(strip.start - 1, strip.stop + 1)
             seen = self.weights.embed.convolve(*self._images(strip, low - 1, high + 1, self.weights.dtype), relu=True)
             if not first_unit:
                 seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
@@ -232,18 +231,21 @@ class FusedForward:
 
     def _images(self, strip: Strip, low: int, high: int, dtype: torch.dtype) -> tuple[Tensor, Padding]:
         """Rainy image and residual as `embed_kernel` takes them, rows [low, high), and the padding beyond the edges."""
-        inside = max(0, low), min(self.height, high)
+        inside, beyond = self._inside(low, high)
         rainy = strip.rows(self.rainy, *inside).to(self.weights.device)
         rainy = (rainy if rainy.dtype == torch.uint8 else rainy * 255).to(dtype)
         images = torch.cat((rainy, strip.rows(self.residual, *inside).to(rainy)), dim=3).permute(0, 3, 1, 2)
-        return images, (inside[0] - low, high - inside[1], 1)
+        return images, (*beyond, 1)
 
     def _around(self, plane: Tensor, strip: Strip, margin: int) -> tuple[Tensor, Padding]:
         """The rows that a strip's convolution sees, and the padding that they still need."""
-        low, high = strip.start - margin, strip.stop + margin
-        inside = max(0, low), min(self.height, high)
-        rows = self._channels_first(strip.rows(plane, *inside))
-        return rows, (inside[0] - low, high - inside[1], margin)
+        inside, beyond = self._inside(strip.start - margin, strip.stop + margin)
+        return self._channels_first(strip.rows(plane, *inside)), (*beyond, margin)
+
+    def _inside(self, low: int, high: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Those of the rows [low, high) that there are, and how many lie beyond the edges, above and below."""
+        start, stop = max(0, low), min(self.height, high)
+        return (start, stop), (start - low, high - stop)
 
     def _channels_first(self, values: Tensor) -> Tensor:
         return values.permute(0, 3, 1, 2).to(self.weights.device)

@@ -273,9 +273,9 @@ class QuantizedForward(FusedForward):
         border[width:] = HIDDEN_ZERO
         largest = torch.full((width,), -128.0)
         for strip in self.lstm_strips:
-            low, high = max(0, strip.start - 1), min(self.height, strip.stop + 1)
+            (low, high), edges = self._inside(strip.start - 1, strip.stop + 1)
             embedded = embed.convolve(*self._images(strip, low - 1, high + 1, torch.float32)).permute(0, 2, 3, 1)
-            seen, inside = _framed(embedded, border, (low - strip.start + 1, strip.stop + 1 - high))
+            seen, inside = _framed(embedded, border, edges)
             rows, columns = self.cores[strip.picture or 0]
             counted = embedded[0, max(0, rows.start - low) : max(0, rows.stop - low)]  # a window's edge is no picture's
             if len(counted):
