@@ -143,6 +143,8 @@ def _read(job: Job, options: FileOptions) -> _Work | Record:
         return Record(job, "failed", error=str(error))
     except OSError as error:
         return Record(job, "failed", error=_describe(error, job))
+    except MemoryError:
+        return Record(job, "failed", error="too large to read in the memory that is free")
     return _Work(job, picture, time.perf_counter() - start)
 
 
@@ -226,7 +228,7 @@ def _derain_group(group: Sequence[_Work], engine: Engine, report: Callable[[floa
     start = time.perf_counter()
     try:
         results = engine.derain_batch([work.rainy.rgb for work in group], report)
-    except (SapnetError, RuntimeError, MemoryError) as error:
+    except (SapnetError, RuntimeError, MemoryError, OSError) as error:  # the last of the disk that tiles wait on
         if len(group) > 1:
             return [result for work in group for result in _derain_group([work], engine, report)]
         log.debug("failed", exc_info=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,9 @@ from test_imaging import png_chunk
 from sapnet_cli import pipeline
 from sapnet_cli.cli.output import Output
 from sapnet_cli.cli.output import hear_signals as hear_in_command
+from sapnet_cli.engine.engine import Engine
+from sapnet_cli.engine.pixels import Pixels
+from sapnet_cli.engine.progress import Report
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
 from sapnet_cli.imaging.read import decode, segment
 from sapnet_cli.imaging.write import encode, writable_formats
@@ -375,6 +379,37 @@ def test_full_and_closed_streams(
     assert result.returncode == code
     (line,) = result.stderr.decode().splitlines()
     assert line.endswith(message)
+
+
+def test_memory_that_ends_before_the_engine_costs_one_picture(
+    photos: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pipeline.read
+
+    def exhausted(path: Path) -> bytes:
+        if path.name == "a.png":
+            raise MemoryError
+        return read(path)
+
+    monkeypatch.setattr(pipeline, "read", exhausted)
+    result = invoke("derain", photos, "-o", tmp_path / "clean", "-w", tiny, code=1)
+    assert f"{photos}/a.png: too large to read in the memory that is free" in result.stderr
+    assert "5 done, 4 failed" in result.stderr
+
+
+def test_a_disk_that_fails_within_the_engine_costs_one_picture(
+    photos: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    derain = Engine.derain_batch
+
+    def broken(engine: Engine, images: list[Pixels], report: Report) -> list[Pixels]:
+        monkeypatch.setattr(Engine, "derain_batch", derain)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Engine, "derain_batch", broken)
+    result = invoke("derain", photos, "-o", tmp_path / "clean", "-w", tiny, code=1)
+    assert "unexpected OSError: [Errno 5] Input/output error" in result.stderr
+    assert "5 done, 4 failed" in result.stderr
 
 
 def test_memory_that_ends_behind_the_engine_costs_one_picture(
