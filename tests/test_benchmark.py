@@ -345,12 +345,29 @@ def test_a_benchmark_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"{name}.json").read_text())["images"] for name in ("first", "second"))
     assert second[: len(first)] == first, "scored again, seconds and all"
     assert len(second) == 6
+    log.unlink()
+    benchmark(*options, tmp_path / "again.json", "--limit", 1)
+    log.write_text(log.read_text() + '{"key": "half a li')
+    benchmark(*options, tmp_path / "once.json")
+    benchmark(*options, tmp_path / "twice.json")
+    once, twice = (json.loads((tmp_path / f"{name}.json").read_text())["images"] for name in ("once", "twice"))
+    assert once == twice, "what was written behind half a line is known"
     (pairs / "target" / "1.png").write_bytes((pairs / "target" / "2.png").read_bytes())
     benchmark(*options, tmp_path / "third.json")
     third = json.loads((tmp_path / "third.json").read_text())["images"]
     assert third[0]["psnr"] != first[0]["psnr"], "the ground truth has changed"
     benchmark(*options, tmp_path / "fourth.json", "--protocol", "restormer", "--limit", 1)
     assert json.loads((tmp_path / "fourth.json").read_text())["images"][0]["psnr"] != third[0]["psnr"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_picture_that_is_gone_costs_a_saved_benchmark_one_picture(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 2)
+    (pairs / "input" / "1.png").unlink()
+    (pairs / "input" / "1.png").symlink_to(tmp_path / "nowhere.png")
+    result = benchmark("--dataset", pairs, "--stages", 1, "--save", tmp_path / "out", code=1)
+    assert f"{pairs}/input/1.png: No such file or directory" in result.stderr
+    assert "1 pictures" in result.stdout
 
 
 def test_pictures_of_one_name_are_kept_apart(tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ class ScoreLog:
         self._settings = _digest(json.dumps([settings, scoring.protocol, scoring.in_rgb, judges]).encode())
         self._known: dict[str, list[ImageScore]] = {}
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            text = self.path.read_text(encoding="utf-8")
         except OSError:
-            lines = []
-        for line in lines:
+            text = ""
+        self._torn = bool(text) and not text.endswith("\n")  # by a run that was killed
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
                 scores = [ImageScore(**{**each, "size": tuple(each["size"])}) for each in record["scores"]]
@@ -40,8 +41,11 @@ class ScoreLog:
                 continue
 
     def find(self, pair: Pair) -> list[ImageScore] | None:
-        """The scores of a pair from an earlier run, if its files have not changed since."""
-        found = self._known.get(self._key(pair))
+        """The scores of a pair from an earlier run, if its files have not changed since, and can be read."""
+        try:
+            found = self._known.get(self._key(pair))
+        except OSError:
+            return None
         return None if found is None else [replace(score, name=pair.name) for score in found]
 
     def add(self, pair: Pair, scores: list[ImageScore]) -> None:
@@ -52,7 +56,9 @@ class ScoreLog:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": self._key(pair), "scores": [asdict(score) for score in scores]}) + "\n")
+            record = json.dumps({"key": self._key(pair), "scores": [asdict(score) for score in scores]})
+            file.write("\n" * self._torn + record + "\n")
+        self._torn = False
 
     def _key(self, pair: Pair) -> str:
         files = b"".join(path.read_bytes() for path in (pair.rainy, pair.clean))
