@@ -54,6 +54,7 @@ class Derainer:
         tile_statistics: Literal["shared", "exact"] = "shared",
         tta: bool = False,
         pyramid: int | Literal["auto"] = "auto",
+        insist: float = 0.0,
     ) -> None:
         """Loads the weights; the other arguments are those of `EngineConfig`.
 
@@ -68,12 +69,15 @@ class Derainer:
             tile_statistics: `shared` or `exact`.
             tta: whether to take the mean over flips and turns, for four or eight times the time.
             pyramid: levels to derain at, each a quarter of the one before; 1 for the picture alone.
+            insist: how much more rain a picture is taken to have than is seen in it, 0 to 2, for rain that stays.
 
         Raises:
             CheckpointError: the weights are missing, damaged or foreign.
             UsageError: an argument makes no sense, or the device is not there.
         """
-        config = EngineConfig(device, precision, tile, overlap, batch_size, stages, tile_statistics, tta, pyramid)
+        config = EngineConfig(
+            device, precision, tile, overlap, batch_size, stages, tile_statistics, tta, pyramid, insist
+        )
         self.engine = Engine(load_checkpoint(locate_weights(str(weights))), config)
 
     def derain(self, image: Picture) -> Picture:

@@ -69,6 +69,28 @@ def test_round_trip_keeps_config_and_values(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
+def test_what_rain_is_to_attention_comes_along(tmp_path: Path) -> None:
+    """Beside the parameters, and only of the network's own shape."""
+    model, path = random_model(), tmp_path / "net.safetensors"
+    save_checkpoint(model, path)
+    assert load_checkpoint(path).rain_shift is None
+    model.rain_shift = torch.rand(2, 4, 8)
+    save_checkpoint(model, path)
+    loaded = load_checkpoint(path)
+    assert loaded.rain_shift is not None
+    assert torch.equal(loaded.rain_shift, model.rain_shift)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    model.rain_shift = torch.rand(3, 4, 8)
+    save_checkpoint(model, path)
+    with pytest.raises(CheckpointError, match=r"rain_shift has shape \(3, 4, 8\) instead of \(2, 4, 8\)"):
+        load_checkpoint(path)
+    plain = random_model(attention=False)
+    plain.rain_shift = torch.rand(2, 4, 8)
+    save_checkpoint(plain, path)
+    with pytest.raises(CheckpointError, match="rain_shift does not belong"):
+        load_checkpoint(path)
+
+
 def test_half_precision_loads_as_float32(tmp_path: Path) -> None:
     state = {name: tensor.half() for name, tensor in SAPNet().state_dict().items()}
     save_file(state, tmp_path / "half.safetensors")

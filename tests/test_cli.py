@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ENDINGS, EXAMPLES, HANG_UP, PLAIN, hear_signals, invoke, random_model, random_pixels
 from PIL import ExifTags, Image
 from rich.console import Console
@@ -22,7 +24,7 @@ from test_imaging import png_chunk
 from sapnet_cli import pipeline
 from sapnet_cli.cli.output import Output
 from sapnet_cli.cli.output import hear_signals as hear_in_command
-from sapnet_cli.engine.engine import Engine
+from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.pixels import Pixels
 from sapnet_cli.engine.progress import Report
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
@@ -379,6 +381,21 @@ def test_full_and_closed_streams(
     assert result.returncode == code
     (line,) = result.stderr.decode().splitlines()
     assert line.endswith(message)
+
+
+def test_rain_is_insisted_on_where_the_weights_know_it(photos: Path, tmp_path: Path, tiny: Path) -> None:
+    options = ("derain", photos / "a.png", "-o", tmp_path / "out.png", "--precision", "fp32", "--insist", 1.5, "-w")
+    result = invoke(*options, tiny, code=2)
+    assert "insist: these weights do not say what rain is to them" in result.stderr
+    model = random_model(stages=1)
+    model.rain_shift = torch.full((1, 4, 8), 30.0)
+    save_checkpoint(model, tmp_path / "knowing.safetensors")
+    invoke(*options, tmp_path / "knowing.safetensors")
+    config = EngineConfig(device="cpu", precision="fp32")
+    with Image.open(photos / "a.png") as image, Image.open(tmp_path / "out.png") as derained:
+        for insist in (0, 1.5):
+            expected = Engine(model, replace(config, insist=insist)).derain(np.asarray(image))
+            assert np.array_equal(np.asarray(derained), expected) == (insist > 0)
 
 
 def test_memory_that_ends_before_the_engine_costs_one_picture(

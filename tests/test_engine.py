@@ -193,6 +193,76 @@ def test_windows_share_what_they_pool(channels: int, strips: bool, monkeypatch: 
     assert float((second - expected[1:]).abs().max()) < 1e-5
 
 
+def insisting(model: SAPNet) -> SAPNet:
+    """That knows what rain is to it; here, anything."""
+    count = 2 * len(model.config.dilations)
+    model.rain_shift = 30 * torch.randn(model.config.stages, count, model.config.channels)
+    return model
+
+
+def by_definition(model: SAPNet, image: NDArray[np.float32], insist: float) -> NDArray[np.float32]:
+    """With what rain adds to attention's vectors, so many times."""
+    assert model.rain_shift is not None
+    shift = iter(model.rain_shift.flatten(0, 1))
+
+    def pool(features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 3), keepdim=True) + insist * next(shift).view(1, -1, 1, 1)
+
+    with torch.inference_mode():
+        derained = model(torch.from_numpy(image).permute(2, 0, 1)[None], pool=pool)
+    return derained[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("channels", [8, 32], ids=["by PyTorch", "in C"])
+@pytest.mark.parametrize("insist", [0.4, 2.0])
+def test_a_picture_is_taken_to_have_more_rain(channels: int, insist: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, in strips, in tiles whose statistics are estimated, and by the plain network as on a GPU."""
+    model, image = insisting(random_model(channels=channels, dilations=(1, 4))), random_pixels(120, 90, "float32")
+    expected, config = by_definition(model, image, insist), replace(CPU, insist=insist)
+    assert difference(expected, by_definition(model, image, 0)) > 0.01
+    assert difference(Engine(model, config).derain(image), expected) < 1e-5
+    plain = Engine(model, config)._plain(torch.float32)
+    for _ in range(2):  # each time from the first unit on
+        assert difference(plain(torch.tensor(image[None]))[0].permute(1, 2, 0).clamp(0, 1).numpy(), expected) < 1e-5
+    in_strips(monkeypatch, 90 * 7, channels)
+    assert difference(Engine(model, config).derain(image), expected) < 1e-5
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    tiled = Engine(model, replace(config, tile=80, overlap=24)).derain(image)
+    assert 255 * difference(tiled, expected) <= 1
+
+
+@needs_bytes
+def test_int8_insists_as_well() -> None:
+    model, image = insisting(random_model(dilations=(1, 4), stages=3)), random_pixels(60, 50, "float32")
+    expected, own = (by_definition(model, image, insist) for insist in (0.7, 0))
+    given = Engine(model, replace(CPU, precision="int8", insist=0.7)).derain(image)
+    assert np.square(given - expected).mean() < 0.02 * np.square(own - expected).mean()
+
+
+def test_what_rain_is_to_attention_is_measured() -> None:
+    model, images = random_model(stages=3), [random_pixels(40, 50, seed=seed) for seed in (1, 2, 3, 4)]
+    pooled: list[Tensor] = []
+
+    def pool(features: Tensor) -> Tensor:
+        pooled.append(features.mean(dim=(2, 3), keepdim=True))
+        return pooled[-1]
+
+    with torch.inference_mode():
+        model(torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255, pool=pool)
+    signs = torch.tensor([1, -1, 1, -1]).view(4, 1, 1, 1) / 2
+    expected = torch.stack([(signs * means).sum(dim=0).flatten() for means in pooled]).view(3, 4, 8)
+    given = Engine(model, CPU).rain_shift([(images[0], images[1]), (images[2], images[3])])
+    assert torch.allclose(given, expected, atol=1e-5)
+
+
+def test_what_cannot_be_insisted_on() -> None:
+    for insist in (-0.1, 2.5, float("nan")):
+        with pytest.raises(UsageError, match="not from 0 to 2"):
+            EngineConfig(insist=insist)
+    with pytest.raises(UsageError, match="do not say what rain is"):
+        Engine(random_model(), EngineConfig(device="cpu", insist=0.5))
+
+
 def test_exact_statistics_without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     in_strips(monkeypatch, 90 * 7)
     model, image = random_model(attention=False), random_pixels(60, 90, "float32")
@@ -257,7 +327,7 @@ def test_int8_ranges_of_windows_are_those_of_the_picture() -> None:
     def embedded(windows: Tensor, cores: list[tuple[slice, slice]] | None, pooled: list[Tensor]) -> Tensor:
         with torch.inference_mode():
             forward = QuantizedForward(weights, windows, cores, MeasuringPool(pooled) if pooled else None)
-            forward.unit(True)
+            forward.unit(0)
             forward.ranging.next_unit()
             pooled += forward.pooled
             return forward.ranging.current.embedded

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from test_pairs import write_pairs
 
 from sapnet_cli.data.sets import DataConfig, load_data
+from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.errors import CheckpointError, OutOfMemoryError, SapnetError, UsageError
 from sapnet_cli.losses.joint import JointLoss, LossWeights
 from sapnet_cli.model.checkpoint import load_checkpoint, save_checkpoint
@@ -88,7 +89,12 @@ def test_it_learns(pairs: Path, tmp_path: Path) -> None:
     assert [record["iteration"] for record in records if "loss" in record] == [1, *range(20, 241, 20)]
     assert records[1]["images_per_second"] > 0
     for name in ("best.safetensors", "final.safetensors"):
-        assert load_checkpoint(tmp_path / "run" / name).config == SMALL
+        model = load_checkpoint(tmp_path / "run" / name)
+        assert model.config == SMALL
+        shift = Engine(model, EngineConfig(device="cpu", precision="fp32")).rain_shift(
+            [(picture.rainy, picture.clean) for picture in run.data.validation]
+        )
+        assert torch.allclose(torch.as_tensor(model.rain_shift), shift, atol=1e-5), "for derain --insist"
     card = (tmp_path / "run" / "final.md").read_text()
     assert "dB (rainy input" in card
     assert f" {torch.get_num_threads()} CPU cores" in card or " one CPU core " in card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 
 from sapnet_cli import Derainer
+from sapnet_cli.hub import locate_weights
+from sapnet_cli.model.checkpoint import load_checkpoint
 
 SIDE, LENGTH = 192, 25
 WHITE = 1.0, 1.0, 1.0
@@ -56,6 +59,20 @@ def test_most_rain_of_a_storm_goes(
     before, after = (mean_squared_error(truth, picture) for picture in (rainy, derainer.derain(rainy)))
     assert before > 100, "there is rain"
     assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("name", ["sapnet-general", "sapnet-light", "sapnet-heavy"])
+def test_all_know_what_rain_is_to_them(name: str) -> None:
+    assert load_checkpoint(locate_weights(name)).rain_shift is not None
+
+
+def test_rain_that_stays_goes_where_it_is_insisted_on(shared: Path) -> None:
+    """Of a photo that the default takes for dry."""
+    with Image.open(shared / "data" / "real_rain" / "20.jpg") as image:
+        rainy = np.asarray(image.convert("RGB"))[:320, :320]
+    derained = Derainer(precision="fp32", insist=1.5).derain(rainy)
+    assert np.abs(derained.astype(float) - rainy).mean() > 2
+    assert abs(float(derained.mean()) - float(rainy.mean())) < 4, "the scene stays as bright as it is"
 
 
 def page() -> NDArray[np.uint8]:

@@ -199,6 +199,15 @@ def derain(
             rich_help_panel=NETWORK,
         ),
     ] = "auto",
+    insist: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=2,
+            help="Where rain stays: take photos to have more of it than the network sees. 1 is much, 2 too much.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = 0.0,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -287,6 +296,7 @@ def derain(
             tile_statistics=tile_statistics.value,
             tta=tta,
             pyramid=_number(pyramid),
+            insist=insist,
         )
         file_options = FileOptions(existing.value, quality, max_megapixels)
         if engine is EngineName.ray and jobs:  # a shard may be empty, which is not worth a cluster

@@ -28,11 +28,11 @@ from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_ten
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
-from sapnet_cli.engine.statistics import choose_sample
+from sapnet_cli.engine.statistics import choose_sample, insisting_pool
 from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.engine.tiles import OVERLAP, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
-from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.model.sapnet import SAPNet, global_average_pool
 
 Result = TypeVar("Result")
 
@@ -55,6 +55,9 @@ EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
+MOST_INSISTENT = 2.0
+"""Beyond, parts of the scene go with the rain."""
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -74,6 +77,9 @@ class EngineConfig:
             each picture, for eight times the time; over the four flips where the weights know upright pictures only.
         pyramid: levels, each a quarter as wide and high as the one before, that a picture is derained at: 1 is the
             picture alone, `auto` goes down to a tenth of a megapixel (`count_levels`).
+        insist: how much more rain a picture is taken to have than attention sees in it, for rain that stays: 1 adds to
+            attention's pooled vectors what rain adds to those of photos on average (`SAPNet.rain_shift`); at most
+            `MOST_INSISTENT`.
     """
 
     device: str = "auto"
@@ -85,6 +91,7 @@ class EngineConfig:
     tile_statistics: Literal["shared", "exact"] = "shared"
     tta: bool = False
     pyramid: int | Literal["auto"] = "auto"
+    insist: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses values that make no sense, with a `UsageError`."""
@@ -101,6 +108,8 @@ class EngineConfig:
             raise UsageError(f"batch size {self.batch_size!r} is neither auto nor at least 1")
         if self.pyramid != "auto" and not (isinstance(self.pyramid, int) and self.pyramid >= 1):
             raise UsageError(f"pyramid {self.pyramid!r} is neither auto nor at least 1 level")
+        if not 0 <= self.insist <= MOST_INSISTENT:
+            raise UsageError(f"insist {self.insist} is not from 0 to {MOST_INSISTENT:g}")
         if self.tile_statistics not in ("shared", "exact"):
             raise UsageError(f"tile statistics {self.tile_statistics!r} are neither 'shared' nor 'exact'")
 
@@ -112,7 +121,8 @@ class Engine:
         """Takes the network as it is on the CPU, in float32, and leaves it so.
 
         Raises:
-            UsageError: the device is not there, or the network has fewer stages than are asked for.
+            UsageError: the device is not there, the network has fewer stages than are asked for, or does not know what
+                it is to insist on.
         """
         self.config = config or EngineConfig()
         self.device = choose_device(self.config.device)
@@ -120,6 +130,8 @@ class Engine:
         self.stages = model.config.stages if self.config.stages is None else self.config.stages
         if not 1 <= self.stages <= model.config.stages:
             raise UsageError(f"stages {self.stages} is out of range: these weights have 1 to {model.config.stages}")
+        if self.config.insist and model.rain_shift is None:
+            raise UsageError("insist: these weights do not say what rain is to them; leave it out")
         self._reference = model
         self._models: dict[torch.dtype, SAPNet] = {}
         self._fused: dict[torch.dtype, FusedWeights] = {}
@@ -165,6 +177,26 @@ class Engine:
             part = part_of(report, start / len(images), stop / len(images))
             results += self._derain_levels(group, levels, pixels, part)
         return results
+
+    @torch.inference_mode()
+    def rain_shift(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> Tensor:
+        """What rain adds to the vectors that attention pools, on average, in fp32: see `SAPNet.rain_shift`.
+
+        Args:
+            pairs: rainy and clean, each as for `derain`, and small enough to be computed in one; the network has
+                attention.
+
+        Returns:
+            (stages, pools of a unit, C), on the CPU.
+        """
+        shifts = [self._pooled(rainy) - self._pooled(clean) for rainy, clean in pairs]
+        return torch.stack(shifts).mean(dim=0).view(self.stages, -1, self._reference.config.channels).cpu()
+
+    def _pooled(self, picture: Pixels) -> Tensor:
+        """All vectors that attention pools of a picture, in order."""
+        forward = self._fused_forward(torch.float32, to_tensor([picture]))
+        forward.run(self.stages)
+        return torch.stack(forward.pooled)
 
     def batch_size(self, height: int, width: int) -> int:
         """How many pictures of a size share one forward; 1 for those that are tiled, or turned."""
@@ -330,7 +362,9 @@ class Engine:
         """The network as it is, from (B, H, W, 3) uint8 or float32 to (B, 3, H, W) float32, not clamped."""
 
         def forward(pictures: Tensor) -> Tensor:
-            return self._model(precision).stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages)[-1]
+            model = self._model(precision)
+            pool = insisting_pool(model, self.config.insist) if self.config.insist else global_average_pool
+            return model.stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages, pool)[-1]
 
         if self.device.type != "cuda":
             return forward
@@ -341,7 +375,7 @@ class Engine:
     def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
         if precision not in self._fused:
             kind, dtype = (QuantizedWeights, fast_float()) if precision is torch.int8 else (FusedWeights, precision)
-            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
+            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device, self.config.insist)
         return self._fused[precision]
 
     def _fused_forward(self, precision: torch.dtype, rainy: Tensor, *arguments: Any, **named: Any) -> FusedForward:

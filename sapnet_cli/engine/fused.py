@@ -107,6 +107,7 @@ class FusedForward:
         areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores]
         self._areas = torch.tensor(areas, dtype=torch.float32, device=self.weights.device)
         self.pooled: list[Tensor] = []
+        self._rain_shift: Iterator[Tensor] = iter(())
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
         planes = [room.take(shape, self.weights.dtype) for _ in range(3 if self.whole else PLANES)]
@@ -121,7 +122,7 @@ class FusedForward:
         for stage in range(stages):
             if stage:
                 self.ranging.next_unit()
-            self.unit(stage == 0, part_of(report, stage / stages, (stage + 1) / stages))
+            self.unit(stage, part_of(report, stage / stages, (stage + 1) / stages))
         return self.estimate()
 
     @property
@@ -129,11 +130,13 @@ class FusedForward:
         """What a unit leaves to the next: hidden and cell state, (N, H, W, C), and residual, (N, H, W, 3)."""
         return self.hidden, self.cell, self.residual
 
-    def unit(self, first: bool, report: Report | None = None) -> None:
-        """One progressive dilated unit; the first ignores what is carried."""
+    def unit(self, number: int, report: Report | None = None) -> None:
+        """One progressive dilated unit, counted from 0; the first ignores what is carried."""
         blocks = residual_blocks(self.weights.model)
         dilations = [block.conv1.dilation[0] for block in blocks]
-        self._remember(first, dilations[0])
+        shift = self.weights.model.rain_shift
+        self._rain_shift = iter(()) if shift is None else iter(shift[number])
+        self._remember(number == 0, dilations[0])
         features = self.hidden
         for index, (block, following) in enumerate(zip(blocks, [*dilations[1:], None])):
             if report is not None:
@@ -215,6 +218,8 @@ class FusedForward:
             return None
         weight, bias = parameters(convolution)
         pooled = self._pool_of(self._means_of(weight) + bias)
+        if self.weights.insist:
+            pooled = torch.add(pooled, next(self._rain_shift), alpha=self.weights.insist)
         return cast(Tensor, attention(pooled.view(1, -1, 1, 1))).view(-1)
 
     def _pool_of(self, means: Tensor) -> Tensor:

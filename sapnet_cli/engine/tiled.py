@@ -155,7 +155,7 @@ class TiledForward:
         """Windows through one unit, from where the picture is."""
         if unit:
             carried.read(forward, plan, tiles)
-        forward.unit(unit == 0, report)
+        forward.unit(unit, report)
 
     def _windows(
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
