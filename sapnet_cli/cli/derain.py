@@ -204,7 +204,7 @@ def derain(
         typer.Option(
             min=0,
             max=2,
-            help="Where rain stays: take photos to have more of it than the network sees. 1 is much, 2 too much.",
+            help="Where rain stays: tell the network that there is more than it sees. 1 is much, 2 too much.",
             rich_help_panel=NETWORK,
         ),
     ] = 0.0,
