@@ -368,6 +368,11 @@ def test_a_picture_that_is_gone_costs_a_saved_benchmark_one_picture(tmp_path: Pa
     result = benchmark("--dataset", pairs, "--stages", 1, "--save", tmp_path / "out", code=1)
     assert f"{pairs}/input/1.png: No such file or directory" in result.stderr
     assert "1 pictures" in result.stdout
+    (pairs / "input" / "1.png").unlink()
+    (pairs / "input" / "1.png").symlink_to("1.png")  # in a circle
+    result = benchmark("--dataset", pairs, "--stages", 1, "--json", tmp_path / "scores.json", code=1)
+    assert f"{pairs}/input/1.png: Too many levels of symbolic links" in result.stderr
+    assert "1 pictures" in result.stdout
 
 
 def test_pictures_of_one_name_are_kept_apart(tmp_path: Path) -> None:

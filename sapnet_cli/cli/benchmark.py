@@ -17,6 +17,7 @@ from sapnet_cli.cli.derain import Precision
 from sapnet_cli.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, Output, exit_codes
 from sapnet_cli.cli.train import SideBySide
 from sapnet_cli.errors import ImageError, SapnetError, UsageError
+from sapnet_cli.files import identity
 from sapnet_cli.hub import DEFAULT_WEIGHTS, cache_folder
 
 if TYPE_CHECKING:
@@ -251,9 +252,9 @@ def _refuse_inputs(files: Iterable[Path | None], pairs: PairListing) -> None:
     named = [file for file in files if file is not None]
     if not named:
         return
-    inputs = {path.resolve() for pair in pairs.pairs for path in (pair.rainy, pair.clean)} | {pairs.source.resolve()}
+    inputs = {identity(path) for pair in pairs.pairs for path in (pair.rainy, pair.clean)} | {identity(pairs.source)}
     for file in named:
-        if file.resolve() in inputs:
+        if identity(file) in inputs:
             raise UsageError(f"{file} is an input and would be overwritten; name another place")
 
 

@@ -12,6 +12,7 @@ import typer
 
 from sapnet_cli.cli.output import Output, hear_signals
 from sapnet_cli.errors import SapnetError, UsageError
+from sapnet_cli.files import identity
 
 if TYPE_CHECKING:
     from sapnet_cli.data.sets import TrainingData
@@ -58,7 +59,7 @@ def run_training(
         named = [name for key in ("data", "clean") for name, _ in changes.data.get(key, ())]
         if not named:
             raise UsageError("name the folder of the run with --output, or what to learn from with --data")
-        output = Path("runs") / Path(named[0]).resolve().stem
+        output = Path("runs") / identity(Path(named[0])).stem
     folder = RunFolder(output, keep)
 
     def start() -> tuple[Plan, dict[str, Any] | None]:

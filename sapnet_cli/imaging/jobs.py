@@ -181,10 +181,10 @@ def _walk(folder: Path, output: Path | None, others: Counter[str]) -> Iterator[P
     A folder that cannot be listed is given as if it were a picture, so that it fails by name and the rest goes on.
     """
     locked: list[Path] = []
-    inside = output is not None and output != folder.resolve()
+    inside = output is not None and output != identity(folder)
     for parent, folders, files in os.walk(folder, onerror=lambda error: locked.append(Path(error.filename))):
         folders[:] = sorted(
-            name for name in folders if name[0] != "." and not (inside and Path(parent, name).resolve() == output)
+            name for name in folders if name[0] != "." and not (inside and identity(Path(parent, name)) == output)
         )
         if links := sum(Path(parent, name).is_symlink() for name in folders):
             others["linked folders"] += links  # which may lead anywhere, and back
