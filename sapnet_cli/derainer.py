@@ -69,7 +69,8 @@ class Derainer:
             tile_statistics: `shared` or `exact`.
             tta: whether to take the mean over flips and turns, for four or eight times the time.
             pyramid: levels to derain at, each a quarter of the one before; 1 for the picture alone.
-            insist: how much more rain a picture is taken to have than is seen in it, 0 to 2, for rain that stays.
+            insist: how much rain a picture is taken to have at least, for rain that stays; rainy photos have 1 on
+                average, and 2 is the most.
 
         Raises:
             CheckpointError: the weights are missing, damaged or foreign.

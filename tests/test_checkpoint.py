@@ -73,21 +73,21 @@ def test_what_rain_is_to_attention_comes_along(tmp_path: Path) -> None:
     """Beside the parameters, and only of the network's own shape."""
     model, path = random_model(), tmp_path / "net.safetensors"
     save_checkpoint(model, path)
-    assert load_checkpoint(path).rain_shift is None
-    model.rain_shift = torch.rand(2, 4, 8)
+    assert load_checkpoint(path).rain_means is None
+    model.rain_means = torch.rand(2, 2, 4, 8)
     save_checkpoint(model, path)
     loaded = load_checkpoint(path)
-    assert loaded.rain_shift is not None
-    assert torch.equal(loaded.rain_shift, model.rain_shift)
+    assert loaded.rain_means is not None
+    assert torch.equal(loaded.rain_means, model.rain_means)
     assert loaded.state_dict().keys() == model.state_dict().keys()
-    model.rain_shift = torch.rand(3, 4, 8)
+    model.rain_means = torch.rand(2, 3, 4, 8)
     save_checkpoint(model, path)
-    with pytest.raises(CheckpointError, match=r"rain_shift has shape \(3, 4, 8\) instead of \(2, 4, 8\)"):
+    with pytest.raises(CheckpointError, match=r"rain_means has shape \(2, 3, 4, 8\) instead of \(2, 2, 4, 8\)"):
         load_checkpoint(path)
     plain = random_model(attention=False)
-    plain.rain_shift = torch.rand(2, 4, 8)
+    plain.rain_means = torch.rand(2, 2, 4, 8)
     save_checkpoint(plain, path)
-    with pytest.raises(CheckpointError, match="rain_shift does not belong"):
+    with pytest.raises(CheckpointError, match="rain_means does not belong"):
         load_checkpoint(path)
 
 

@@ -387,8 +387,8 @@ def test_rain_is_insisted_on_where_the_weights_know_it(photos: Path, tmp_path: P
     options = ("derain", photos / "a.png", "-o", tmp_path / "out.png", "--precision", "fp32", "--insist", 1.5, "-w")
     result = invoke(*options, tiny, code=2)
     assert "insist: these weights do not say what rain is to them" in result.stderr
-    model = random_model(stages=1)
-    model.rain_shift = torch.full((1, 4, 8), 30.0)
+    model = random_model(stages=2)
+    model.rain_means = torch.stack([torch.zeros(2, 4, 8), torch.full((2, 4, 8), 30.0)])
     save_checkpoint(model, tmp_path / "knowing.safetensors")
     invoke(*options, tmp_path / "knowing.safetensors")
     config = EngineConfig(device="cpu", precision="fp32")

@@ -195,18 +195,27 @@ def test_windows_share_what_they_pool(channels: int, strips: bool, monkeypatch: 
 
 def insisting(model: SAPNet) -> SAPNet:
     """That knows what rain is to it; here, anything."""
-    count = 2 * len(model.config.dilations)
-    model.rain_shift = 30 * torch.randn(model.config.stages, count, model.config.channels)
+    dry, way = torch.randn(2, model.config.stages, 2 * len(model.config.dilations), model.config.channels)
+    way[1:] *= 30
+    model.rain_means = torch.stack([dry, dry + way])
     return model
 
 
 def by_definition(model: SAPNet, image: NDArray[np.float32], insist: float) -> NDArray[np.float32]:
-    """With what rain adds to attention's vectors, so many times."""
-    assert model.rain_shift is not None
-    shift = iter(model.rain_shift.flatten(0, 1))
+    """From the second unit on, attention's vectors with what the first one's lack along what rain adds."""
+    assert model.rain_means is not None
+    dry, rainy = model.rain_means
+    first: list[Tensor] = []
+    added = iter((rainy - dry)[1:].flatten(0, 1))
 
     def pool(features: Tensor) -> Tensor:
-        return features.mean(dim=(2, 3), keepdim=True) + insist * next(shift).view(1, -1, 1, 1)
+        means = features.mean(dim=(2, 3), keepdim=True)
+        if len(first) < len(dry[0]):
+            first.append(means.flatten())
+            return means
+        way = (rainy - dry)[0].flatten()
+        seen = (torch.cat(first) - dry[0].flatten()) @ way / (way @ way)
+        return means + max(0, insist - seen) * next(added).view(1, -1, 1, 1)
 
     with torch.inference_mode():
         derained = model(torch.from_numpy(image).permute(2, 0, 1)[None], pool=pool)
@@ -249,10 +258,20 @@ def test_what_rain_is_to_attention_is_measured() -> None:
 
     with torch.inference_mode():
         model(torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255, pool=pool)
-    signs = torch.tensor([1, -1, 1, -1]).view(4, 1, 1, 1) / 2
-    expected = torch.stack([(signs * means).sum(dim=0).flatten() for means in pooled]).view(3, 4, 8)
-    given = Engine(model, CPU).rain_shift([(images[0], images[1]), (images[2], images[3])])
-    assert torch.allclose(given, expected, atol=1e-5)
+    rainy, clean = (torch.stack([means[start::2].mean(dim=0).flatten() for means in pooled]) for start in (0, 1))
+    given = Engine(model, CPU).rain_means([(images[0], images[1]), (images[2], images[3])])
+    assert torch.allclose(given, torch.stack([clean, rainy]).view(2, 3, 4, 8), atol=1e-5)
+
+
+def test_what_sees_enough_rain_is_left_alone() -> None:
+    model, rainy, clean = random_model(stages=3), random_pixels(40, 50, seed=1), random_pixels(40, 50, seed=2)
+    dry, wet = Engine(model, CPU).rain_means([(rainy, clean)]).clone()
+    wet[1:] += 1000 * (wet - dry)[1:]
+    model.rain_means = torch.stack([dry, wet])
+    for picture, enough in ((rainy, True), (clean, False)):
+        floats = picture / np.float32(255)
+        own, more = (Engine(model, replace(CPU, insist=insist)).derain(floats) for insist in (0, 1))
+        assert (difference(own, more) < 1e-5) == enough
 
 
 def test_what_cannot_be_insisted_on() -> None:
@@ -261,6 +280,8 @@ def test_what_cannot_be_insisted_on() -> None:
             EngineConfig(insist=insist)
     with pytest.raises(UsageError, match="do not say what rain is"):
         Engine(random_model(), EngineConfig(device="cpu", insist=0.5))
+    with pytest.raises(UsageError, match="first unit only looks"):
+        Engine(insisting(random_model()), EngineConfig(device="cpu", insist=0.5, stages=1))
 
 
 def test_exact_statistics_without_attention(monkeypatch: pytest.MonkeyPatch) -> None:

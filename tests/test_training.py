@@ -91,10 +91,10 @@ def test_it_learns(pairs: Path, tmp_path: Path) -> None:
     for name in ("best.safetensors", "final.safetensors"):
         model = load_checkpoint(tmp_path / "run" / name)
         assert model.config == SMALL
-        shift = Engine(model, EngineConfig(device="cpu", precision="fp32")).rain_shift(
+        means = Engine(model, EngineConfig(device="cpu", precision="fp32")).rain_means(
             [(picture.rainy, picture.clean) for picture in run.data.validation]
         )
-        assert torch.allclose(torch.as_tensor(model.rain_shift), shift, atol=1e-5), "for derain --insist"
+        assert torch.allclose(torch.as_tensor(model.rain_means), means, atol=1e-5), "for derain --insist"
     card = (tmp_path / "run" / "final.md").read_text()
     assert "dB (rainy input" in card
     assert f" {torch.get_num_threads()} CPU cores" in card or " one CPU core " in card

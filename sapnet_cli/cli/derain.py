@@ -204,7 +204,8 @@ def derain(
         typer.Option(
             min=0,
             max=2,
-            help="Where rain stays: tell the network that there is more than it sees. 1 is much, 2 too much.",
+            help="Where rain stays: take each picture to have at least so much. Rainy photos have 1 on average; "
+            "begin with 1.5.",
             rich_help_panel=NETWORK,
         ),
     ] = 0.0,

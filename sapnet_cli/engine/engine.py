@@ -23,12 +23,13 @@ from sapnet_cli.engine.hardware import (
     give_back_freed_memory,
     is_out_of_memory,
 )
+from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import FusedWeights
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
-from sapnet_cli.engine.statistics import choose_sample, insisting_pool
+from sapnet_cli.engine.statistics import choose_sample
 from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.engine.tiles import OVERLAP, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
@@ -77,9 +78,8 @@ class EngineConfig:
             each picture, for eight times the time; over the four flips where the weights know upright pictures only.
         pyramid: levels, each a quarter as wide and high as the one before, that a picture is derained at: 1 is the
             picture alone, `auto` goes down to a tenth of a megapixel (`count_levels`).
-        insist: how much more rain a picture is taken to have than attention sees in it, for rain that stays: 1 adds to
-            attention's pooled vectors what rain adds to those of photos on average (`SAPNet.rain_shift`); at most
-            `MOST_INSISTENT`.
+        insist: how much rain a picture is taken to have at least, for rain that stays, where rainy photos have 1 on
+            average: see `Insistence`. At most `MOST_INSISTENT`.
     """
 
     device: str = "auto"
@@ -130,8 +130,10 @@ class Engine:
         self.stages = model.config.stages if self.config.stages is None else self.config.stages
         if not 1 <= self.stages <= model.config.stages:
             raise UsageError(f"stages {self.stages} is out of range: these weights have 1 to {model.config.stages}")
-        if self.config.insist and model.rain_shift is None:
+        if self.config.insist and model.rain_means is None:
             raise UsageError("insist: these weights do not say what rain is to them; leave it out")
+        if self.config.insist and self.stages == 1:
+            raise UsageError("insist: the first unit only looks how much it rains; run 2 stages or more")
         self._reference = model
         self._models: dict[torch.dtype, SAPNet] = {}
         self._fused: dict[torch.dtype, FusedWeights] = {}
@@ -179,18 +181,18 @@ class Engine:
         return results
 
     @torch.inference_mode()
-    def rain_shift(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> Tensor:
-        """What rain adds to the vectors that attention pools, on average, in fp32: see `SAPNet.rain_shift`.
+    def rain_means(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> Tensor:
+        """What attention pools without and with rain, on average, in fp32: see `SAPNet.rain_means`.
 
         Args:
             pairs: rainy and clean, each as for `derain`, and small enough to be computed in one; the network has
                 attention.
 
         Returns:
-            (stages, pools of a unit, C), on the CPU.
+            (2, stages, pools of a unit, C), on the CPU.
         """
-        shifts = [self._pooled(rainy) - self._pooled(clean) for rainy, clean in pairs]
-        return torch.stack(shifts).mean(dim=0).view(self.stages, -1, self._reference.config.channels).cpu()
+        pooled = torch.stack([torch.stack([self._pooled(clean), self._pooled(rainy)]) for rainy, clean in pairs])
+        return pooled.mean(dim=0).view(2, self.stages, -1, self._reference.config.channels).cpu()
 
     def _pooled(self, picture: Pixels) -> Tensor:
         """All vectors that attention pools of a picture, in order."""
@@ -360,10 +362,11 @@ class Engine:
 
     def _plain(self, precision: torch.dtype) -> Forward:
         """The network as it is, from (B, H, W, 3) uint8 or float32 to (B, 3, H, W) float32, not clamped."""
+        means = self._model(torch.float32).rain_means if self.config.insist else None
 
         def forward(pictures: Tensor) -> Tensor:
+            pool = global_average_pool if means is None else Insistence(means, self.config.insist).pool
             model = self._model(precision)
-            pool = insisting_pool(model, self.config.insist) if self.config.insist else global_average_pool
             return model.stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages, pool)[-1]
 
         if self.device.type != "cuda":

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sapnet_cli.engine.hardware import fast_float
+from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import (
     FusedWeights,
     NativeKernel,
@@ -107,7 +108,8 @@ class FusedForward:
         areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores]
         self._areas = torch.tensor(areas, dtype=torch.float32, device=self.weights.device)
         self.pooled: list[Tensor] = []
-        self._rain_shift: Iterator[Tensor] = iter(())
+        means = weights.model.rain_means if weights.insist else None
+        self.insistence = None if means is None else Insistence(means, weights.insist)
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
         planes = [room.take(shape, self.weights.dtype) for _ in range(3 if self.whole else PLANES)]
@@ -134,8 +136,8 @@ class FusedForward:
         """One progressive dilated unit, counted from 0; the first ignores what is carried."""
         blocks = residual_blocks(self.weights.model)
         dilations = [block.conv1.dilation[0] for block in blocks]
-        shift = self.weights.model.rain_shift
-        self._rain_shift = iter(()) if shift is None else iter(shift[number])
+        if self.insistence is not None:
+            self.insistence.begin(number)
         self._remember(number == 0, dilations[0])
         features = self.hidden
         for index, (block, following) in enumerate(zip(blocks, [*dilations[1:], None])):
@@ -218,8 +220,8 @@ class FusedForward:
             return None
         weight, bias = parameters(convolution)
         pooled = self._pool_of(self._means_of(weight) + bias)
-        if self.weights.insist:
-            pooled = torch.add(pooled, next(self._rain_shift), alpha=self.weights.insist)
+        if self.insistence is not None:
+            pooled = self.insistence(pooled)
         return cast(Tensor, attention(pooled.view(1, -1, 1, 1))).view(-1)
 
     def _pool_of(self, means: Tensor) -> Tensor:

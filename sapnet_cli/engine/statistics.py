@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from sapnet_cli.engine.pixels import to_float, to_tensor
 from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
-from sapnet_cli.model.sapnet import Pool, SAPNet, global_average_pool
 
 SAMPLE_WINDOWS, SAMPLE_SIDES = (16, 32), (64, 192)
 """Of the windows that stand for a tiled image, the fewest and the most, and the smallest and the largest side."""
@@ -92,17 +91,6 @@ class MeasuringPool:
     def means(self) -> list[Tensor]:
         """Over all tiles that passed, (C,) each."""
         return [total / self._area for total in self._sums]
-
-
-def insisting_pool(model: SAPNet, insist: float) -> Pool:
-    """A pool of the plain network, for one forward from its first unit on; for `insist` see `EngineConfig`."""
-    shift = iter(() if model.rain_shift is None else model.rain_shift.flatten(0, 1))
-
-    def pool(features: Tensor) -> Tensor:
-        own = global_average_pool(features)
-        return torch.add(own, next(shift).to(own).view(1, -1, 1, 1), alpha=insist)
-
-    return pool
 
 
 def calibrate(known: Sequence[tuple[Tensor, Tensor]], areas: Tensor) -> Tensor:

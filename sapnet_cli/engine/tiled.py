@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sapnet_cli.engine.fused import FusedForward, Pool
+from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import Ranging
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.planes import Room, reserve, temporary_folder
@@ -79,6 +80,7 @@ class TiledForward:
         self._image, self._plan, self._batch = image, plan, batch
         self._sample, self._measured = sample, measured
         self._room = Room()
+        self._insistence: Insistence | None = None  # knows how much rain the first unit saw
 
     def run(self, stages: int, report: Report) -> Pixels:
         """The derained picture after `stages` units, of the same shape and dtype.
@@ -155,7 +157,9 @@ class TiledForward:
         """Windows through one unit, from where the picture is."""
         if unit:
             carried.read(forward, plan, tiles)
+            forward.insistence = self._insistence
         forward.unit(unit, report)
+        self._insistence = forward.insistence
 
     def _windows(
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None

@@ -25,7 +25,7 @@ from sapnet_cli.model.sapnet import PRENET, SAPNET, SAPNet, SAPNetConfig
 CONFIG_KEY = "sapnet_config"
 """Entry of a safetensors file's metadata that holds the configuration as JSON."""
 
-RAIN_SHIFT = "rain_shift"
+RAIN_MEANS = "rain_means"
 """The tensor of a safetensors file that is no parameter: see `SAPNet`."""
 
 RELEASED_PREFIX = "module."
@@ -69,8 +69,8 @@ def save_checkpoint(model: SAPNet, path: Path, metadata: Mapping[str, str] | Non
         OSError: the folder can't be written.
     """
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if model.rain_shift is not None:
-        state[RAIN_SHIFT] = model.rain_shift.float().cpu().contiguous()
+    if model.rain_means is not None:
+        state[RAIN_MEANS] = model.rain_means.float().cpu().contiguous()
     config = asdict(model.config)
     if not config["upright"]:
         del config["upright"]  # as it was before there was such a field: equal weights are equal files
@@ -160,12 +160,12 @@ def _build(state: Mapping[str, Tensor], config: SAPNetConfig | None, path: Path)
         shape = (expected[name].shape[0] // len(pieces), *expected[name].shape[1:])
         tensors[name] = torch.cat([_checked(state, piece, shape, path) for piece in pieces]).float()
     further = state.keys() - {piece for pieces in names.values() for piece in pieces}
-    for name in further - ({RAIN_SHIFT} if config.attention else set()):
+    for name in further - ({RAIN_MEANS} if config.attention else set()):
         raise CheckpointError(f"{path}: the tensor {name} does not belong to SAPNet")
     model.load_state_dict(tensors, assign=True)
     if further:
-        shape = (config.stages, 2 * len(config.dilations), config.channels)
-        model.rain_shift = _checked(state, RAIN_SHIFT, shape, path).float()
+        shape = (2, config.stages, 2 * len(config.dilations), config.channels)
+        model.rain_means = _checked(state, RAIN_MEANS, shape, path).float()
     return model.eval().requires_grad_(False)
 
 

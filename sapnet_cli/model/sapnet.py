@@ -116,11 +116,12 @@ class SAPNet(nn.Module):
     """The derain network. Takes and gives RGB images as (B, 3, H, W) floats in [0, 1], any size from 1x1 up.
 
     Attributes:
-        rain_shift: what rain adds to the vectors that attention pools of a photo, on average, (stages, pools of a
-            unit, C), for `EngineConfig.insist`; None where nobody measured it. No parameter of the network.
+        rain_means: what attention pools of pictures on average, first of those without rain, then of those with it,
+            (2, stages, pools of a unit, C), for `EngineConfig.insist`; None where nobody measured it. No parameter of
+            the network.
     """
 
-    rain_shift: Tensor | None
+    rain_means: Tensor | None
 
     def __init__(self, config: SAPNetConfig = SAPNET) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class SAPNet(nn.Module):
         self.gates = Convolution(2 * width, 4 * width)  # input, candidate, output, forget: see `lstm`
         self.blocks = nn.ModuleList(DilatedResidualBlock(config, dilation) for dilation in config.dilations)
         self.project = Convolution(width, 3)
-        self.register_buffer("rain_shift", None, persistent=False)
+        self.register_buffer("rain_means", None, persistent=False)
 
     def lstm(self, features: Tensor, state: State | None) -> State:
         """One ConvLSTM step (PReNet, eq. 4), its four gates computed by one convolution.

@@ -169,7 +169,7 @@ class Trainer:
                     self.folder.save(self.state(), self.iteration)
                     saved = time.perf_counter()
             if progress >= 1 and self.processes.first:
-                model = self._with_rain_shift(self.learner.averaged_model())
+                model = self._with_rain_means(self.learner.averaged_model())
                 self.folder.write_weights(FINAL, model, self._card("the end of the run"))
         finally:
             self._loader.close()
@@ -286,17 +286,17 @@ class Trainer:
         self.folder.add_metrics(metrics)
         if self.scores["psnr"] > self.best:
             self.best = self.scores["psnr"]
-            self.folder.write_weights(BEST, self._with_rain_shift(model), self._card("the best validation of the run"))
+            self.folder.write_weights(BEST, self._with_rain_means(model), self._card("the best validation of the run"))
         report(Report(self.iteration, progress, metrics, self._seconds_left(progress), validation=True))
         self._reported += time.perf_counter() - start  # not charged to the speed of training
 
-    def _with_rain_shift(self, model: SAPNet) -> SAPNet:
+    def _with_rain_means(self, model: SAPNet) -> SAPNet:
         """The network with what rain is to its attention, for `derain --insist`, if any rain is held out."""
         rainy = [each for each in self.data.validation if (each.rainy != each.clean).any()]
         if rainy and model.config.attention:
             engine = Engine(model, EngineConfig(device=str(self.processes.device), precision="fp32"))
             chosen, part = rainy[:: math.ceil(len(rainy) / RAINY_PICTURES)], np.s_[:RAINY_SIDE, :RAINY_SIDE]
-            model.rain_shift = engine.rain_shift([(each.rainy[part], each.clean[part]) for each in chosen])
+            model.rain_means = engine.rain_means([(each.rainy[part], each.clean[part]) for each in chosen])
         return model
 
     def _card(self, moment: str) -> str:

@@ -1,6 +1,6 @@
-"""Measures what rain is to the attention of weights, for `derain --insist`: python weights/rain_shift.py.
+"""Measures what rain is to the attention of weights, for `derain --insist`: python weights/rain_means.py.
 
-    python weights/rain_shift.py WEIGHTS FOLDER
+    python weights/rain_means.py WEIGHTS FOLDER
 
 FOLDER holds pairs, of which each tenth is looked at, or photos of rain (`*.jpg`), of which each second is, as by
 `real_truths.py`, and what the weights make of them stands for their ground truths. Photos that the weights take hardly
@@ -30,7 +30,7 @@ def main() -> None:
     derainer = Derainer(weights, precision="fp32", pyramid=1)
     pairs = read(folder, derainer)
     model = load_checkpoint(weights)
-    model.rain_shift = derainer.engine.rain_shift(pairs)
+    model.rain_means = derainer.engine.rain_means(pairs)
     save_checkpoint(model, weights)
     print(f"{weights}: by {len(pairs)} pictures")
 
