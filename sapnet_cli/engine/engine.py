@@ -362,10 +362,10 @@ class Engine:
 
     def _plain(self, precision: torch.dtype) -> Forward:
         """The network as it is, from (B, H, W, 3) uint8 or float32 to (B, 3, H, W) float32, not clamped."""
-        means = self._model(torch.float32).rain_means if self.config.insist else None
 
         def forward(pictures: Tensor) -> Tensor:
-            pool = global_average_pool if means is None else Insistence(means, self.config.insist).pool
+            insistence = self._insistence()
+            pool = global_average_pool if insistence is None else insistence.pool
             model = self._model(precision)
             return model.stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages, pool)[-1]
 
@@ -378,12 +378,17 @@ class Engine:
     def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
         if precision not in self._fused:
             kind, dtype = (QuantizedWeights, fast_float()) if precision is torch.int8 else (FusedWeights, precision)
-            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device, self.config.insist)
+            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
         return self._fused[precision]
 
     def _fused_forward(self, precision: torch.dtype, rainy: Tensor, *arguments: Any, **named: Any) -> FusedForward:
         forward = QuantizedForward if precision is torch.int8 else FusedForward
-        return forward(self._fused_weights(precision), rainy, *arguments, **named)
+        return forward(self._fused_weights(precision), rainy, *arguments, insistence=self._insistence(), **named)
+
+    def _insistence(self) -> Insistence | None:
+        """For one forward, if rain is insisted on."""
+        means = self._model(torch.float32).rain_means if self.config.insist else None
+        return None if means is None else Insistence(means, self.config.insist)
 
 
 def _alike(first: Pixels, second: Pixels) -> bool:

@@ -69,6 +69,8 @@ class FusedForward:
         pool: Pool | None = None,
         ranging: Ranging | None = None,
         room: Room | None = None,
+        *,
+        insistence: Insistence | None = None,
     ) -> None:
         """Makes room.
 
@@ -80,6 +82,7 @@ class FusedForward:
                 None takes the mean over all of them, `average`.
             ranging: of the picture that these are windows of; None for its own.
             room: where the planes go, if not into room of their own; the forward that had it before is over.
+            insistence: moves what attention pools; other windows of the picture may go on with it.
 
         Raises:
             OutOfMemoryError: the planes fit neither into memory nor onto the disk that holds temporary files.
@@ -108,8 +111,7 @@ class FusedForward:
         areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores]
         self._areas = torch.tensor(areas, dtype=torch.float32, device=self.weights.device)
         self.pooled: list[Tensor] = []
-        means = weights.model.rain_means if weights.insist else None
-        self.insistence = None if means is None else Insistence(means, weights.insist)
+        self.insistence = insistence
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
         planes = [room.take(shape, self.weights.dtype) for _ in range(3 if self.whole else PLANES)]

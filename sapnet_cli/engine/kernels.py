@@ -112,9 +112,9 @@ Gates: TypeAlias = NativeKernel | tuple[Kernel, Kernel]
 class FusedWeights:
     """The kernels of one network in the layout, precision and place that they are computed in."""
 
-    def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device, insist: float = 0.0) -> None:
-        """Takes a network in float32, on `device`, which it keeps the blocks of; for `insist` see `EngineConfig`."""
-        self.model, self.dtype, self.device, self.insist = model, dtype, device, insist
+    def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
+        """Takes a network in float32, on `device`, which it keeps the blocks of."""
+        self.model, self.dtype, self.device = model, dtype, device
         self._native: dict[nn.Conv2d, NativeKernel | None] = {}
 
     @cached_property

@@ -197,9 +197,9 @@ def _largest(values: Tensor) -> float:
 class QuantizedWeights(FusedWeights):
     """The kernels of one network in bytes; `dtype` is that of the rest."""
 
-    def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device, insist: float = 0.0) -> None:
-        """Takes a network in float32 on a CPU; for `insist` see `EngineConfig`."""
-        super().__init__(model, dtype, device, insist)
+    def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
+        """Takes a network in float32 on a CPU."""
+        super().__init__(model, dtype, device)
         self.convolutions: dict[nn.Conv2d, ByteKernel] = {
             convolution: pack(*parameters(convolution), dilation=convolution.dilation[0])
             for block in residual_blocks(model)
