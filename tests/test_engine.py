@@ -20,11 +20,14 @@ from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision
 from sapnet_cli.engine.kernels import FusedWeights, Kernel
+from sapnet_cli.engine.pyramid import add_enlarged, shrink
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.engine.statistics import MeasuringPool
 from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
+from sapnet_cli.hub import locate_weights
 from sapnet_cli.model import native
+from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.learner import choose_training_precision
 
@@ -201,21 +204,33 @@ def insisting(model: SAPNet) -> SAPNet:
     return model
 
 
-def by_definition(model: SAPNet, image: NDArray[np.float32], insist: float) -> NDArray[np.float32]:
-    """From the second unit on, attention's vectors with what the first one's lack along what rain adds."""
+def rain_by_definition(model: SAPNet, image: NDArray[np.float32]) -> float:
+    """How far the first unit's vectors are on the way from dry to rainy."""
     assert model.rain_means is not None
-    dry, rainy = model.rain_means
-    first: list[Tensor] = []
-    added = iter((rainy - dry)[1:].flatten(0, 1))
+    dry, rainy = model.rain_means[:, 0].flatten(1)
+    vectors: list[Tensor] = []
 
     def pool(features: Tensor) -> Tensor:
-        means = features.mean(dim=(2, 3), keepdim=True)
-        if len(first) < len(dry[0]):
-            first.append(means.flatten())
-            return means
-        way = (rainy - dry)[0].flatten()
-        seen = (torch.cat(first) - dry[0].flatten()) @ way / (way @ way)
-        return means + max(0, insist - seen) * next(added).view(1, -1, 1, 1)
+        vectors.append(features.mean(dim=(2, 3), keepdim=True))
+        return vectors[-1]
+
+    with torch.inference_mode():
+        model(torch.from_numpy(image).permute(2, 0, 1)[None], stages=1, pool=pool)
+    way = rainy - dry
+    return float((torch.cat(vectors).flatten() - dry) @ way / (way @ way))
+
+
+def by_definition(
+    model: SAPNet, image: NDArray[np.float32], insist: float, known: float = -np.inf
+) -> NDArray[np.float32]:
+    """From the second unit on, attention's vectors with what is missing along what rain adds."""
+    assert model.rain_means is not None
+    dry, rainy = model.rain_means
+    missing = max(0, insist - max(known, rain_by_definition(model, image)))
+    added = iter([torch.zeros_like(vector) for vector in dry[0]] + list(missing * (rainy - dry)[1:].flatten(0, 1)))
+
+    def pool(features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 3), keepdim=True) + next(added).view(1, -1, 1, 1)
 
     with torch.inference_mode():
         derained = model(torch.from_numpy(image).permute(2, 0, 1)[None], pool=pool)
@@ -225,19 +240,44 @@ def by_definition(model: SAPNet, image: NDArray[np.float32], insist: float) -> N
 @pytest.mark.parametrize("channels", [8, 32], ids=["by PyTorch", "in C"])
 @pytest.mark.parametrize("insist", [0.4, 2.0])
 def test_a_picture_is_taken_to_have_more_rain(channels: int, insist: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole, in strips, in tiles whose statistics are estimated, and by the plain network as on a GPU."""
+    """Whole, beside another, in strips, and in tiles whose statistics are estimated."""
     model, image = insisting(random_model(channels=channels, dilations=(1, 4))), random_pixels(120, 90, "float32")
     expected, config = by_definition(model, image, insist), replace(CPU, insist=insist)
     assert difference(expected, by_definition(model, image, 0)) > 0.01
     assert difference(Engine(model, config).derain(image), expected) < 1e-5
-    plain = Engine(model, config)._plain(torch.float32)
-    for _ in range(2):  # each time from the first unit on
-        assert difference(plain(torch.tensor(image[None]))[0].permute(1, 2, 0).clamp(0, 1).numpy(), expected) < 1e-5
+    together = Engine(model, replace(config, batch_size=2)).derain_batch([image, image])
+    assert max(difference(each, expected) for each in together) < 1e-5
     in_strips(monkeypatch, 90 * 7, channels)
     assert difference(Engine(model, config).derain(image), expected) < 1e-5
     monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
     tiled = Engine(model, replace(config, tile=80, overlap=24)).derain(image)
     assert 255 * difference(tiled, expected) <= 1
+
+
+@pytest.mark.parametrize("enlarged", [1, 4])
+def test_a_coarser_level_knows_of_the_rain_that_finer_ones_took_off(enlarged: int) -> None:
+    """Streaks that one level or the other sees."""
+    model = load_checkpoint(locate_weights("sapnet-general"))
+    with Image.open(EXAMPLES / "rocket.jpg") as example:
+        rainy = example.convert("RGB").crop((60, 20, 188, 148))
+    image = np.asarray(rainy.resize((128 * enlarged,) * 2, Image.Resampling.BICUBIC), np.float32) / 255
+    seen = [rain_by_definition(model, picture) for picture in (image, shrink(image))]
+    expected = by_definition(model, image, insist=1.5)
+    left = shrink(expected)
+    alone, known = by_definition(model, left, insist=1.5), by_definition(model, left, insist=1.5, known=max(seen))
+    assert difference(alone, known) > 0.01
+    add_enlarged(expected, known - left)
+    derained = Engine(model, replace(CPU, insist=1.5, pyramid=2)).derain(image)
+    assert difference(derained, expected.clip(0, 1)) < 1e-4
+
+
+def test_windows_tell_how_much_rain_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image, dry = random_model(), mosaic(), np.zeros((8, 8, 3), np.uint8)
+    model.rain_means = Engine(model, CPU).rain_means([(image, dry)])
+    engine = Engine(model, replace(CPU, insist=1))
+    assert engine._rain(image, image.size // 3) == pytest.approx(1, abs=1e-4)
+    monkeypatch.setattr(engine_module, "CPU_BUDGET", 2**24)
+    assert 1e-4 < abs(engine._rain(image, image.size // 3) - 1) < 0.02
 
 
 @needs_bytes

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from sapnet_cli.engine.statistics import choose_sample
 from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.engine.tiles import OVERLAP, TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
-from sapnet_cli.model.sapnet import SAPNet, global_average_pool
+from sapnet_cli.model.sapnet import SAPNet
 
 Result = TypeVar("Result")
 
@@ -177,7 +178,7 @@ class Engine:
             pixels = first.shape[0] * first.shape[1]
             levels = count_levels(pixels) if self.config.pyramid == "auto" else self.config.pyramid
             part = part_of(report, start / len(images), stop / len(images))
-            results += self._derain_levels(group, levels, pixels, part)
+            results += self._derain_levels(group, self._rain_of_levels(first, levels), pixels, part)
         return results
 
     @torch.inference_mode()
@@ -201,8 +202,8 @@ class Engine:
         return torch.stack(forward.pooled)
 
     def batch_size(self, height: int, width: int) -> int:
-        """How many pictures of a size share one forward; 1 for those that are tiled, or turned."""
-        if self.config.tta:
+        """How many pictures of a size share one forward; 1 for those that are tiled, turned, or insisted on."""
+        if self.config.tta or self.config.insist:
             return 1
         tile, batch = self._plan(height, width, height * width)
         return batch if tile == 0 or max(height, width) <= tile else 1
@@ -249,21 +250,52 @@ class Engine:
             return int(self._budget(pixels) / stored_bytes(self._reference, self.precision, 1))
         return int(self._budget(pixels) / (VALUES_PER_PIXEL * self.precision.itemsize))
 
-    def _derain_levels(self, images: Sequence[Pixels], levels: int, of_pixels: int, report: Report) -> list[Pixels]:
-        """Pictures of one size, then what is left in them at a quarter of it, and so on."""
+    def _derain_levels(
+        self, images: Sequence[Pixels], rain: Sequence[float], of_pixels: int, report: Report
+    ) -> list[Pixels]:
+        """Pictures of one size, then what is left in them at a quarter of it, and so on; `rain` is of each level."""
         derain = self._derain_turned if self.config.tta else self._derain_alike
-        if levels == 1 or max(images[0].shape[:2]) < FACTOR:
-            return derain(images, of_pixels, report)
+        if len(rain) == 1 or max(images[0].shape[:2]) < FACTOR:
+            return derain(images, rain[0], of_pixels, report)
         finest = 1 - 1 / FACTOR**2
-        results = derain(images, of_pixels, part_of(report, 0, finest))
+        results = derain(images, rain[0], of_pixels, part_of(report, 0, finest))
         coarse = [shrink(result) for result in results]
         beside = of_pixels * 3 // 2  # this level's picture and result, in floats, take half of what the finest's do
-        derained = self._derain_levels(coarse, levels - 1, beside, part_of(report, finest, 1))
+        derained = self._derain_levels(coarse, rain[1:], beside, part_of(report, finest, 1))
         for result, before, after in zip(results, coarse, derained):
             add_enlarged(result, after - before)
         return results
 
-    def _derain_turned(self, images: Sequence[Pixels], of_pixels: int, report: Report) -> list[Pixels]:
+    def _rain_of_levels(self, image: Pixels, levels: int) -> list[float]:
+        """How much rain a picture has at least, to each of its levels: the most that it and finer ones see in it.
+
+        The finest sees for itself; a coarser one is not given the picture but what finer ones left of it.
+        """
+        rain = [-math.inf] * levels
+        if self.config.insist and levels > 1:
+            of_pixels = image.shape[0] * image.shape[1]
+            most = self._rain(image, of_pixels)
+            for level in range(1, levels):
+                if max(image.shape[:2]) < FACTOR:
+                    break
+                image = shrink(image)
+                rain[level] = most = max(most, self._rain(image, of_pixels))
+        return rain
+
+    @torch.inference_mode()
+    def _rain(self, image: Pixels, of_pixels: int) -> float:
+        """How much rain the first unit sees in a picture, or in windows that stand for it, in fp32."""
+        room = int(self._budget(of_pixels) / stored_bytes(self._reference, torch.float32, 1))
+        if image.shape[0] * image.shape[1] <= room:
+            forward = self._fused_forward(torch.float32, to_tensor([image]))
+        else:
+            sample = choose_sample(image, room)
+            windows = to_tensor([image[sample.plan.seen(tile)] for tile in sample.tiles])
+            forward = self._fused_forward(torch.float32, windows, [tile.core_in_window for tile in sample.tiles])
+        forward.unit(0)
+        return float(cast(Insistence, forward.insistence).seen)
+
+    def _derain_turned(self, images: Sequence[Pixels], rain: float, of_pixels: int, report: Report) -> list[Pixels]:
         """The mean over views of one picture: flips, and turns where the network knows them."""
         (image,) = images
         turns_known = (0, 2) if self._reference.config.upright else range(4)
@@ -274,11 +306,11 @@ class Engine:
             view = np.rot90(pixels, turns)
             view = np.ascontiguousarray(view[:, ::-1] if mirrored else view)
             part = part_of(report, index / len(views), (index + 1) / len(views))
-            result = self._derain_alike([view], of_pixels, part)[0]
+            result = self._derain_alike([view], rain, of_pixels, part)[0]
             total += np.rot90(result[:, ::-1] if mirrored else result, -turns)
         return to_pixels(torch.from_numpy(total / len(views)).permute(2, 0, 1)[None], image.dtype)
 
-    def _derain_alike(self, images: Sequence[Pixels], of_pixels: int, report: Report) -> list[Pixels]:
+    def _derain_alike(self, images: Sequence[Pixels], rain: float, of_pixels: int, report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
         tile, batch = self._plan(height, width, of_pixels)
@@ -289,8 +321,8 @@ class Engine:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
                 if len(plan.tiles) == 1 or exact:
                     groups = in_groups(images, batch, report)
-                    return [pixels for group, part in groups for pixels in self._derain_whole(group, part)]
-                return [self._derain_tiled(image, plan, batch, room, report) for image in images]
+                    return [pixels for group, part in groups for pixels in self._derain_whole(group, rain, part)]
+                return [self._derain_tiled(image, rain, plan, batch, room, report) for image in images]
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -308,11 +340,14 @@ class Engine:
             log.warning("out of memory: trying again with tiles of %d px in batches of %d", tile, batch)
 
     @torch.inference_mode()
-    def _derain_whole(self, images: Sequence[Pixels], report: Report) -> list[Pixels]:
-        """Pictures of one size: several, or a small one on a GPU, by the plain network, else each layer by layer."""
+    def _derain_whole(self, images: Sequence[Pixels], rain: float, report: Report) -> list[Pixels]:
+        """Pictures of one size: several, or a small one on a GPU, by the plain network, else each layer by layer.
+
+        The plain network insists on nothing.
+        """
         small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
-        if self.precision is torch.int8 or (len(images) == 1 and not small):
-            return [self._forward(image, report) for image in images]
+        if self.precision is torch.int8 or self.config.insist or (len(images) == 1 and not small):
+            return [self._forward(image, rain, report) for image in images]
         rainy = to_tensor(images).to(self.device)
 
         def compute(precision: torch.dtype) -> Tensor:
@@ -321,12 +356,14 @@ class Engine:
         return to_pixels(self._finite(compute).clamp(0, 1), images[0].dtype)
 
     @torch.inference_mode()
-    def _derain_tiled(self, image: Pixels, plan: TilePlan, batch: int, room: int, report: Report) -> Pixels:
+    def _derain_tiled(
+        self, image: Pixels, rain: float, plan: TilePlan, batch: int, room: int, report: Report
+    ) -> Pixels:
         give_back_freed_memory()
         sample = choose_sample(image, room) if self._reference.config.attention else None
 
         def compute(precision: torch.dtype) -> Pixels:
-            begin = partial(self._fused_forward, precision)
+            begin = partial(self._fused_forward, precision, rain=rain)
             ranging = self._fused_weights(precision).ranging()
             # with a large sample that pays in fp32; in int8 rounding hides what it gains
             measured = sample is not None and (sample.small or precision is torch.float32)
@@ -336,12 +373,12 @@ class Engine:
         give_back_freed_memory()  # a file is yet to be encoded
         return result
 
-    def _forward(self, image: Pixels, report: Report) -> Pixels:
+    def _forward(self, image: Pixels, rain: float, report: Report) -> Pixels:
         """One picture by its own statistics."""
         rainy = to_tensor([image])
 
         def compute(precision: torch.dtype) -> Tensor:
-            return finite(self._fused_forward(precision, rainy).run(self.stages, report))
+            return finite(self._fused_forward(precision, rainy, rain=rain).run(self.stages, report))
 
         return to_pixels(self._finite(compute).clamp_(0, 1), image.dtype)[0]
 
@@ -364,10 +401,8 @@ class Engine:
         """The network as it is, from (B, H, W, 3) uint8 or float32 to (B, 3, H, W) float32, not clamped."""
 
         def forward(pictures: Tensor) -> Tensor:
-            insistence = self._insistence()
-            pool = global_average_pool if insistence is None else insistence.pool
             model = self._model(precision)
-            return model.stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages, pool)[-1]
+            return model.stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages)[-1]
 
         if self.device.type != "cuda":
             return forward
@@ -381,14 +416,14 @@ class Engine:
             self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
         return self._fused[precision]
 
-    def _fused_forward(self, precision: torch.dtype, rainy: Tensor, *arguments: Any, **named: Any) -> FusedForward:
+    def _fused_forward(
+        self, precision: torch.dtype, rainy: Tensor, *arguments: Any, rain: float = -math.inf, **named: Any
+    ) -> FusedForward:
+        """Of a picture that has at least so much rain, or windows of it."""
         forward = QuantizedForward if precision is torch.int8 else FusedForward
-        return forward(self._fused_weights(precision), rainy, *arguments, insistence=self._insistence(), **named)
-
-    def _insistence(self) -> Insistence | None:
-        """For one forward, if rain is insisted on."""
         means = self._model(torch.float32).rain_means if self.config.insist else None
-        return None if means is None else Insistence(means, self.config.insist)
+        insistence = None if means is None else Insistence(means, self.config.insist, rain)
+        return forward(self._fused_weights(precision), rainy, *arguments, insistence=insistence, **named)
 
 
 def _alike(first: Pixels, second: Pixels) -> bool:

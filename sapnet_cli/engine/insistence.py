@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
 
-from sapnet_cli.model.sapnet import global_average_pool
+from torch import Tensor
 
 
 class Insistence:
@@ -15,12 +15,14 @@ class Insistence:
     missing; what sees enough is left alone.
 
     Attributes:
-        seen: how much rain, () or (N,) for N pictures; of no meaning before the first unit is over.
+        seen: how much rain, (); of no meaning before the first unit is over.
     """
 
-    def __init__(self, means: Tensor, at_least: float) -> None:
-        """Takes `SAPNet.rain_means` and how much rain there is to be; see `EngineConfig.insist`."""
-        self._dry, self._way, self._at_least = means[0, 0], means[1] - means[0], at_least
+    def __init__(self, means: Tensor, at_least: float, known: float = -math.inf) -> None:
+        """Takes `SAPNet.rain_means`, how much rain there is to be, and how much is known to be there anyway."""
+        self._dry, self._way = means[0, 0], means[1] - means[0]
+        self._missing = max(0.0, at_least - known)
+        self._at_least = at_least
         self._scale = 1 / self._way[0].square().sum().clamp_min(1e-12)
         self._position = 0
         self.seen = means.new_zeros(())
@@ -29,18 +31,12 @@ class Insistence:
         """From here on vectors are those of a unit, counted from 0; they go on to the next by themselves."""
         self._position = unit * len(self._dry)
 
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """What a picture's vector, (C,), or those of several, (N, C), become: the next pool's in order."""
+    def __call__(self, vector: Tensor) -> Tensor:
+        """What a picture's vector, (C,), becomes: the next pool's in order."""
         unit, pool = divmod(self._position, len(self._dry))
         self._position += 1
         way = self._way[unit, pool]
         if unit == 0:
-            self.seen = self.seen + (vectors.float() - self._dry[pool]) @ way * self._scale
-            return vectors
-        missing = (self._at_least - self.seen).clamp_min(0)
-        return vectors + (missing[..., None] * way).to(vectors)
-
-    def pool(self, features: Tensor) -> Tensor:
-        """The pool of the plain network, for one forward."""
-        own = global_average_pool(features)
-        return self(own.flatten(1)).view(own.shape)
+            self.seen = self.seen + (vector - self._dry[pool]) @ way * self._scale
+            return vector
+        return vector + (self._at_least - self.seen).clamp(0, self._missing) * way
