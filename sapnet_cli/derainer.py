@@ -54,7 +54,7 @@ class Derainer:
         tile_statistics: Literal["shared", "exact"] = "shared",
         tta: bool = False,
         pyramid: int | Literal["auto"] = "auto",
-        insist: float = 0.0,
+        insist: float | Literal["auto"] = 0.0,
     ) -> None:
         """Loads the weights; the other arguments are those of `EngineConfig`.
 
@@ -70,7 +70,7 @@ class Derainer:
             tta: whether to take the mean over flips and turns, for four or eight times the time.
             pyramid: levels to derain at, each a quarter of the one before; 1 for the picture alone.
             insist: how much rain a picture is taken to have at least, for rain that stays; rainy photos have 1 on
-                average, and 2 is the most.
+                average, and 2 is the most. `auto` takes 1.5 for pictures that hardly change without.
 
         Raises:
             CheckpointError: the weights are missing, damaged or foreign.

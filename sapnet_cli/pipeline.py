@@ -17,6 +17,7 @@ import numpy as np
 
 from sapnet_cli.cores import usable_cores
 from sapnet_cli.engine.engine import Engine
+from sapnet_cli.engine.pixels import mean_change
 from sapnet_cli.errors import ImageError, SapnetError
 from sapnet_cli.files import exists, make_folder, read, size_in_bytes, standard_stream, write_atomically
 from sapnet_cli.imaging.jobs import Job
@@ -64,6 +65,7 @@ class Record:
         seconds: spent on it in decoding, computing and encoding.
         error: why it failed, in one line.
         notes: what the output lacks of the input, in a line each.
+        changed: by how much on average, in levels of 255; None where nothing was derained.
     """
 
     job: Job
@@ -72,6 +74,7 @@ class Record:
     seconds: float = 0.0
     error: str | None = None
     notes: tuple[str, ...] = ()
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -249,10 +252,11 @@ def _write(item: _Work | Record, options: FileOptions) -> Record:
     start = time.perf_counter()
     job, rainy, derained = item.job, item.rainy, item.derained or item.rainy
     image_format = _format_of(job, rainy)
+    changed = mean_change(rainy.rgb, derained.rgb)
 
     def record(status: Status, error: str | None = None) -> Record:
         seconds = item.seconds + time.perf_counter() - start
-        return Record(job, status, rainy.size, seconds, error, _losses(rainy, image_format))
+        return Record(job, status, rainy.size, seconds, error, _losses(rainy, image_format), changed)
 
     try:
         data = encode(derained, image_format, options.quality)

@@ -119,16 +119,37 @@ def test_a_mixed_folder(photos: Path, tmp_path: Path, tiny: Path) -> None:
     assert (summary["done"], summary["failed"], summary["skipped"]) == (6, 3, 0)
     assert len(records) == 9
     for record in records:
-        assert set(record) == {"input", "output", "status", "size", "seconds", "error", "notes"}
+        assert set(record) == {"input", "output", "status", "size", "seconds", "error", "notes", "changed"}
         name = str(Path(record["input"]).relative_to(photos))
         assert record["status"] == ("done" if name in good else "failed")
         assert (record["error"] is None) == (name in good)
         assert record["notes"] == []
         assert record["size"] == ([60, 40] if name in good else None)
+        assert (record["changed"] is None) == (name not in good)
+        if name == "a.png":
+            rainy, clean = (np.asarray(Image.open(folder / name)) for folder in (photos, tmp_path / "clean"))
+            assert record["changed"] == pytest.approx(np.abs(rainy.astype(float) - clean).mean(), abs=0.006)
     errors = [line for line in result.stderr.decode().splitlines() if line.startswith("error")]
     assert len(errors) == 3
     assert all(name in "\n".join(errors) for name in ("text.jpg", "empty.png", "half.png"))
     assert b"Traceback" not in result.stderr
+
+
+def test_photos_that_may_still_have_their_rain_are_named(tmp_path: Path) -> None:
+    """By the default weights, which take nothing off the first and much off the last."""
+    even = np.full((40, 60, 3), 128, np.uint16)
+    for number in range(7):
+        (tmp_path / f"{number}.png").write_bytes(encode(Picture(even * np.uint16(257)), "PNG"))
+    with Image.open(EXAMPLES / "rocket.jpg") as image:
+        image.crop((60, 20, 188, 148)).save(tmp_path / "rain.png")
+    options = ("derain", *(tmp_path / f"{number}.png" for number in range(7)), tmp_path / "rain.png", "-o", tmp_path)
+    named = ", ".join(str(tmp_path / f"{number}.png") for number in range(5))
+    result = invoke(*options, "--suffix", "_dry")
+    assert f"hardly changed: {named} and 2 more; where it rains there, derain again with --insist auto" in result.stderr
+    result = invoke("derain", tmp_path / "0.png", tmp_path / "rain.png", "-o", tmp_path, "--suffix", "_dry")
+    assert f"hardly changed: {tmp_path / '0.png'}; where it rains there" in result.stderr
+    for more in (("--insist", 1), ("--insist", "auto"), ("-q",), ("--stages", 1), ("-w", "sapnet-heavy")):
+        assert "hardly changed" not in invoke(*options, "--suffix", "_dry", *more).stderr
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path: Path, tiny: Path) -> None:

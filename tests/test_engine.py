@@ -20,6 +20,7 @@ from sapnet_cli.engine.engine import Engine, EngineConfig
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision
 from sapnet_cli.engine.kernels import FusedWeights, Kernel
+from sapnet_cli.engine.pixels import mean_change
 from sapnet_cli.engine.pyramid import add_enlarged, shrink
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.engine.statistics import MeasuringPool
@@ -314,12 +315,30 @@ def test_what_sees_enough_rain_is_left_alone() -> None:
         assert (difference(own, more) < 1e-5) == enough
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_auto_insists_on_what_hardly_changes(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = insisting(random_model(channels=8, dilations=(1, 4)))
+    images = [random_pixels(40, 50, dtype, seed=seed) for seed in (1, 2)]
+    images.append((images[0] * 0.5).astype(images[0].dtype))
+    own, more, auto = (Engine(model, replace(CPU, insist=insist)) for insist in (0.0, 1.5, "auto"))
+    plain, insisted = own.derain_batch(images), more.derain_batch(images)
+    white = 1 if dtype == "float32" else np.iinfo(dtype).max
+    changes = [255 * np.abs(a.astype(np.float64) - b).mean() / white for a, b in zip(images, plain)]
+    assert changes == pytest.approx([mean_change(a, b) for a, b in zip(images, plain)])
+    monkeypatch.setattr(engine_module, "HARDLY_CHANGED", sum(sorted(changes)[:2]) / 2)
+    least = int(np.argmin(changes))
+    expected = [insisted[index] if index == least else plain[index] for index in range(3)]
+    for given, wanted in zip(auto.derain_batch(images), expected):
+        assert np.array_equal(given, wanted)
+    assert not np.array_equal(plain[least], insisted[least])
+
+
 def test_what_cannot_be_insisted_on() -> None:
     for insist in (-0.1, 2.5, float("nan")):
-        with pytest.raises(UsageError, match="not from 0 to 2"):
+        with pytest.raises(UsageError, match="neither auto nor from 0 to 2"):
             EngineConfig(insist=insist)
     with pytest.raises(UsageError, match="do not say what rain is"):
-        Engine(random_model(), EngineConfig(device="cpu", insist=0.5))
+        Engine(random_model(), EngineConfig(device="cpu", insist="auto"))
     with pytest.raises(UsageError, match="first unit only looks"):
         Engine(insisting(random_model()), EngineConfig(device="cpu", insist=0.5, stages=1))
 

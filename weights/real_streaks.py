@@ -3,9 +3,9 @@
     python weights/real_streaks.py RAINY WEIGHTS ...
 
 RAINY holds the photos, `*.jpg`. Prints a row of a Markdown table for each: how much darker streaks become, in 255ths,
-averaged over the photo, by each of the weights, with `derain --insist 1.5` where `:1.5` follows their name; then the
-means over every second photo, which `real_truths.py` leaves alone, and over all. More is better only as long as
-textures stay, which pictures without rain tell.
+averaged over the photo, by each of the weights, with `derain --insist 1.5`, or `auto`, where `:1.5` or `:auto` follows
+their name; then the means over every second photo, which `real_truths.py` leaves alone, and over all. More is better
+only as long as textures stay, which pictures without rain tell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def main() -> None:
     """Takes the photos one by one, so that rows come as they are done."""
     folder, *weights = sys.argv[1:]
     named = [each.partition(":") for each in weights]
-    derainers = [Derainer(name, pyramid=1, insist=float(insist or 0)) for name, _, insist in named]
+    derainers = [
+        Derainer(name, pyramid=1, insist="auto" if insist == "auto" else float(insist or 0))
+        for name, _, insist in named
+    ]
     print(f"| photo | {' | '.join(weights)} |\n|---|{'---|' * len(weights)}")
     rows = []
     for path in in_order(Path(folder)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from sapnet_cli.engine.engine import EngineConfig
     from sapnet_cli.imaging.jobs import Job
     from sapnet_cli.pipeline import FileOptions, Record
+
+NAMED = 5
+"""Of the photos that hardly changed; the others are counted."""
 
 
 class Precision(str, Enum):
@@ -80,6 +84,12 @@ def _auto_or_number(value: str) -> str:
 def _number(value: str) -> int | Literal["auto"]:
     """What `_auto_or_number` let pass, as `EngineConfig` takes it."""
     return "auto" if value == "auto" else int(value)
+
+
+def _auto_or_amount(value: str) -> str:
+    if value != "auto" and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", value):
+        raise typer.BadParameter(f"{value!r} is neither auto nor a number")
+    return value
 
 
 FILES, NETWORK, FLEET, REPORT = "Files", "Network", "Many machines", "Reporting"
@@ -200,15 +210,15 @@ def derain(
         ),
     ] = "auto",
     insist: Annotated[
-        float,
+        str,
         typer.Option(
-            min=0,
-            max=2,
-            help="Where rain stays: take each picture to have at least so much. Rainy photos have 1 on average; "
-            "begin with 1.5.",
+            metavar="auto|N",
+            callback=_auto_or_amount,
+            help="Where rain stays: take each picture to have at least so much, up to 2. Rainy photos have 1 on "
+            "average. auto takes 1.5 for those that hardly change without.",
             rich_help_panel=NETWORK,
         ),
-    ] = 0.0,
+    ] = "0",
     shard: Annotated[
         str | None,
         typer.Option(
@@ -282,7 +292,7 @@ def derain(
 
         from PIL import Image
 
-        from sapnet_cli.engine.engine import EngineConfig
+        from sapnet_cli.engine.engine import HARDLY_CHANGED, EngineConfig
         from sapnet_cli.pipeline import FileOptions
 
         Image.MAX_IMAGE_PIXELS = None  # --max-megapixels takes its place
@@ -297,7 +307,7 @@ def derain(
             tile_statistics=tile_statistics.value,
             tta=tta,
             pyramid=_number(pyramid),
-            insist=insist,
+            insist="auto" if insist == "auto" else float(insist),
         )
         file_options = FileOptions(existing.value, quality, max_megapixels)
         if engine is EngineName.ray and jobs:  # a shard may be empty, which is not worth a cluster
@@ -308,16 +318,23 @@ def derain(
             records = _run_here(jobs, weights, config, file_options, out)
         start = time.perf_counter()
         counts: Counter[str] = Counter(done=0, skipped=0, failed=0)
+        hardly_changed: list[str] = []
         with out.progress(len(jobs), "deraining"):
             for record in records:
                 counts[record.status] += 1
                 _report(record, out)
+                if record.status == "done" and record.changed is not None and record.changed < HARDLY_CHANGED:
+                    hardly_changed.append(record.job.source_name)
         seconds = time.perf_counter() - start
         out.json({"summary": True, **counts, "seconds": round(seconds, 3)})
         if len(jobs) > 1 or counts["skipped"]:
             out.info(
                 ", ".join(f"{count} {status}" for status, count in counts.items() if count) + f" in {seconds:.1f} s"
             )
+        if hardly_changed and weights == DEFAULT_WEIGHTS and not config.insist and stages != 1:
+            more = len(hardly_changed) - NAMED
+            names = ", ".join(hardly_changed[:NAMED]) + (f" and {more} more" if more > 0 else "")
+            out.info(f"hardly changed: {names}; where it rains there, derain again with --insist auto")
         if counts["failed"]:
             raise typer.Exit(EXIT_FAILED)
 
@@ -401,5 +418,6 @@ def _report(record: Record, out: Output) -> None:
         "seconds": round(record.seconds, 3),
         "error": record.error,
         "notes": record.notes,
+        "changed": None if record.changed is None else round(record.changed, 2),
     }
     out.json(fields)

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -26,7 +26,7 @@ from sapnet_cli.engine.hardware import (
 )
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import FusedWeights
-from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
+from sapnet_cli.engine.pixels import Pixels, finite, mean_change, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
@@ -60,6 +60,10 @@ SMALLEST_TILE, LARGEST_TILE = 192, 2048
 MOST_INSISTENT = 2.0
 """Beyond, parts of the scene go with the rain."""
 
+HARDLY_CHANGED, THEN_INSISTED = 1.0, 1.5
+"""A picture that changes by less, in levels of 255, is derained again with this much rain, by `insist` of `auto`. By
+the default weights one of 36 real photos is; those that lose their rain, and light pairs, change by 1.5 at least."""
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -80,7 +84,7 @@ class EngineConfig:
         pyramid: levels, each a quarter as wide and high as the one before, that a picture is derained at: 1 is the
             picture alone, `auto` goes down to a tenth of a megapixel (`count_levels`).
         insist: how much rain a picture is taken to have at least, for rain that stays, where rainy photos have 1 on
-            average: see `Insistence`. At most `MOST_INSISTENT`.
+            average: see `Insistence`. At most `MOST_INSISTENT`; `auto` insists where a picture hardly changes.
     """
 
     device: str = "auto"
@@ -92,7 +96,7 @@ class EngineConfig:
     tile_statistics: Literal["shared", "exact"] = "shared"
     tta: bool = False
     pyramid: int | Literal["auto"] = "auto"
-    insist: float = 0.0
+    insist: float | Literal["auto"] = 0.0
 
     def __post_init__(self) -> None:
         """Refuses values that make no sense, with a `UsageError`."""
@@ -109,8 +113,8 @@ class EngineConfig:
             raise UsageError(f"batch size {self.batch_size!r} is neither auto nor at least 1")
         if self.pyramid != "auto" and not (isinstance(self.pyramid, int) and self.pyramid >= 1):
             raise UsageError(f"pyramid {self.pyramid!r} is neither auto nor at least 1 level")
-        if not 0 <= self.insist <= MOST_INSISTENT:
-            raise UsageError(f"insist {self.insist} is not from 0 to {MOST_INSISTENT:g}")
+        if self.insist != "auto" and not 0 <= self.insist <= MOST_INSISTENT:
+            raise UsageError(f"insist {self.insist} is neither auto nor from 0 to {MOST_INSISTENT:g}")
         if self.tile_statistics not in ("shared", "exact"):
             raise UsageError(f"tile statistics {self.tile_statistics!r} are neither 'shared' nor 'exact'")
 
@@ -135,6 +139,9 @@ class Engine:
             raise UsageError("insist: these weights do not say what rain is to them; leave it out")
         if self.config.insist and self.stages == 1:
             raise UsageError("insist: the first unit only looks how much it rains; run 2 stages or more")
+        auto = self.config.insist == "auto"
+        self._insisting = Engine(model, replace(self.config, insist=THEN_INSISTED)) if auto else None
+        self._insist = 0.0 if self.config.insist == "auto" else self.config.insist
         self._reference = model
         self._models: dict[torch.dtype, SAPNet] = {}
         self._fused: dict[torch.dtype, FusedWeights] = {}
@@ -178,8 +185,15 @@ class Engine:
             pixels = first.shape[0] * first.shape[1]
             levels = count_levels(pixels) if self.config.pyramid == "auto" else self.config.pyramid
             part = part_of(report, start / len(images), stop / len(images))
-            results += self._derain_levels(group, self._rain_of_levels(first, levels), pixels, part)
+            derained = self._derain_levels(group, self._rain_of_levels(first, levels), pixels, part)
+            results += [self._insisted_on(image, result) for image, result in zip(group, derained)]
         return results
+
+    def _insisted_on(self, image: Pixels, derained: Pixels) -> Pixels:
+        """What came out of a picture, or, with `insist` of `auto`, what insisting makes of it if it hardly changed."""
+        if self._insisting is None or mean_change(image, derained) >= HARDLY_CHANGED:
+            return derained
+        return self._insisting.derain(image)
 
     @torch.inference_mode()
     def rain_means(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> Tensor:
@@ -203,7 +217,7 @@ class Engine:
 
     def batch_size(self, height: int, width: int) -> int:
         """How many pictures of a size share one forward; 1 for those that are tiled, turned, or insisted on."""
-        if self.config.tta or self.config.insist:
+        if self.config.tta or self._insist:
             return 1
         tile, batch = self._plan(height, width, height * width)
         return batch if tile == 0 or max(height, width) <= tile else 1
@@ -272,7 +286,7 @@ class Engine:
         The finest sees for itself; a coarser one is not given the picture but what finer ones left of it.
         """
         rain = [-math.inf] * levels
-        if self.config.insist and levels > 1:
+        if self._insist and levels > 1:
             of_pixels = image.shape[0] * image.shape[1]
             most = self._rain(image, of_pixels)
             for level in range(1, levels):
@@ -346,7 +360,7 @@ class Engine:
         The plain network insists on nothing.
         """
         small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
-        if self.precision is torch.int8 or self.config.insist or (len(images) == 1 and not small):
+        if self.precision is torch.int8 or self._insist or (len(images) == 1 and not small):
             return [self._forward(image, rain, report) for image in images]
         rainy = to_tensor(images).to(self.device)
 
@@ -421,8 +435,8 @@ class Engine:
     ) -> FusedForward:
         """Of a picture that has at least so much rain, or windows of it."""
         forward = QuantizedForward if precision is torch.int8 else FusedForward
-        means = self._model(torch.float32).rain_means if self.config.insist else None
-        insistence = None if means is None else Insistence(means, self.config.insist, rain)
+        means = self._model(torch.float32).rain_means if self._insist else None
+        insistence = None if means is None else Insistence(means, self._insist, rain)
         return forward(self._fused_weights(precision), rainy, *arguments, insistence=insistence, **named)
 
 

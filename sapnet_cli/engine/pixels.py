@@ -38,6 +38,15 @@ def to_pixels(images: Tensor, dtype: np.dtype[np.generic]) -> list[Pixels]:
     return list(np.rint(pixels * 65535).astype(np.uint16) if dtype == np.uint16 else pixels.copy())
 
 
+def mean_change(before: Pixels, after: Pixels) -> float:
+    """By how much the values of a picture changed on average, in levels of 255."""
+    total = 0.0
+    for old, new in zip(before, after):  # row by row: the whole would take as much memory again
+        total += float((np.maximum(old, new) - np.minimum(old, new)).sum(dtype=np.float64))
+    white = 1 if before.dtype == np.float32 else np.iinfo(before.dtype).max
+    return 255 * total / (white * before.size)
+
+
 def finite(values: Tensor) -> Tensor:
     """The values themselves.
 
