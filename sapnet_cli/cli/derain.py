@@ -87,9 +87,7 @@ def _number(value: str) -> int | Literal["auto"]:
 
 
 def _auto_or_amount(value: str) -> str:
-    if value != "auto" and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", value):
-        raise typer.BadParameter(f"{value!r} is neither auto nor a number")
-    return value
+    return value if re.fullmatch(r"\d+\.\d*|\.\d+", value) else _auto_or_number(value)
 
 
 FILES, NETWORK, FLEET, REPORT = "Files", "Network", "Many machines", "Reporting"

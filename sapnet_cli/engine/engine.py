@@ -139,9 +139,11 @@ class Engine:
             raise UsageError("insist: these weights do not say what rain is to them; leave it out")
         if self.config.insist and self.stages == 1:
             raise UsageError("insist: the first unit only looks how much it rains; run 2 stages or more")
-        auto = self.config.insist == "auto"
-        self._insisting = Engine(model, replace(self.config, insist=THEN_INSISTED)) if auto else None
-        self._insist = 0.0 if self.config.insist == "auto" else self.config.insist
+        self._insist, self._insisting = 0.0, None
+        if self.config.insist == "auto":
+            self._insisting = Engine(model, replace(self.config, insist=THEN_INSISTED))
+        else:
+            self._insist = self.config.insist
         self._reference = model
         self._models: dict[torch.dtype, SAPNet] = {}
         self._fused: dict[torch.dtype, FusedWeights] = {}
