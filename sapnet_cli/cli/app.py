@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -12,6 +10,7 @@ import sapnet_cli
 from sapnet_cli.cli.benchmark import benchmark
 from sapnet_cli.cli.derain import derain
 from sapnet_cli.cli.download import download_weights
+from sapnet_cli.cli.process import quick_end
 from sapnet_cli.cli.train import train
 from sapnet_cli.cores import share_cores
 
@@ -47,16 +46,5 @@ def _options(
 def main() -> None:
     """Runs the command line."""
     share_cores()
-    try:
+    with quick_end():
         app(prog_name="sapnet")
-    finally:
-        _let_go_of_standard_output()
-
-
-def _let_go_of_standard_output() -> None:
-    """What a full disk did not take was said; Python would try again at the end, and complain of it."""
-    if sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

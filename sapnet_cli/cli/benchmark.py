@@ -15,6 +15,7 @@ import typer
 
 from sapnet_cli.cli.derain import Precision
 from sapnet_cli.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, Output, exit_codes
+from sapnet_cli.cli.process import importing
 from sapnet_cli.cli.train import SideBySide
 from sapnet_cli.errors import ImageError, SapnetError, UsageError
 from sapnet_cli.files import identity
@@ -147,10 +148,11 @@ def benchmark(
             raise UsageError("name a set or a folder of pairs with --dataset; --list shows the sets")
         warnings.filterwarnings("ignore", module="PIL")
 
-        from sapnet_cli.benchmark.score import Scoring, count_pictures, output_path, summarise
-        from sapnet_cli.benchmark.score_log import ScoreLog
-        from sapnet_cli.benchmark.tables import to_rows
-        from sapnet_cli.engine.hardware import prepare_process
+        with importing():
+            from sapnet_cli.benchmark.score import Scoring, count_pictures, output_path, summarise
+            from sapnet_cli.benchmark.score_log import ScoreLog
+            from sapnet_cli.benchmark.tables import to_rows
+            from sapnet_cli.engine.hardware import prepare_process
 
         prepare_process()
         files = (json_file, csv_file, markdown_file)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sapnet_cli.cli.output import EXIT_FAILED, Output, exit_codes
+from sapnet_cli.cli.process import importing
 from sapnet_cli.engine.tiles import OVERLAP
 from sapnet_cli.errors import SapnetError, UsageError
 from sapnet_cli.files import standard_stream
@@ -288,10 +289,11 @@ def derain(
             _show_plan(jobs, existing, out)
             return
 
-        from PIL import Image
+        with importing():
+            from PIL import Image
 
-        from sapnet_cli.engine.engine import HARDLY_CHANGED, EngineConfig
-        from sapnet_cli.pipeline import FileOptions
+            from sapnet_cli.engine.engine import HARDLY_CHANGED, EngineConfig
+            from sapnet_cli.pipeline import FileOptions
 
         Image.MAX_IMAGE_PIXELS = None  # --max-megapixels takes its place
         warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user

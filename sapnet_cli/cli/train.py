@@ -12,6 +12,7 @@ import typer
 
 from sapnet_cli.cli.derain import Precision
 from sapnet_cli.cli.output import Output, exit_codes
+from sapnet_cli.cli.process import importing
 from sapnet_cli.cli.training import compare_steps, run_training
 from sapnet_cli.cores import usable_cores
 from sapnet_cli.errors import UsageError
@@ -310,11 +311,12 @@ def train(
 
         warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user
 
-        from PIL import Image
+        with importing():
+            from PIL import Image
 
-        from sapnet_cli.training.config import Budget, Phase
-        from sapnet_cli.training.plan import Changes
-        from sapnet_cli.training.trainer import Runtime
+            from sapnet_cli.training.config import Budget, Phase
+            from sapnet_cli.training.plan import Changes
+            from sapnet_cli.training.trainer import Runtime
 
         Image.MAX_IMAGE_PIXELS = None  # the decoder has a limit of its own
         changes = Changes(
