@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import SapnetError, UsageError
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.imaging.jobs import Job

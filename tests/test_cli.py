@@ -24,7 +24,8 @@ from test_imaging import png_chunk
 from sapnet_cli import pipeline
 from sapnet_cli.cli.output import Output
 from sapnet_cli.cli.output import hear_signals as hear_in_command
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pixels import Pixels
 from sapnet_cli.engine.progress import Report
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture

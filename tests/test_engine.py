@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sapnet_cli.engine import budget, fused, hardware, planes
 from sapnet_cli.engine import engine as engine_module
-from sapnet_cli.engine import fused, hardware, planes
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import choose_device, choose_precision
 from sapnet_cli.engine.kernels import FusedWeights, Kernel
@@ -95,7 +96,7 @@ def whole(default_model: SAPNet) -> NDArray[np.float32]:
 def test_tiles_look_like_the_whole(
     default_model: SAPNet, whole: NDArray[np.float32], tile: int, batch: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)  # as if the picture were too large to store its features
+    monkeypatch.setattr(budget, "CPU_BUDGET", 0)  # as if the picture were too large to store its features
     config = EngineConfig(device="cpu", precision="fp32", tile=tile, batch_size=batch)
     tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
     assert 255 * difference(tiled, whole) <= 1
@@ -106,7 +107,7 @@ def test_a_sample_alone_is_near(
     default_model: SAPNet, whole: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What large pictures get in int8: nothing is measured before it counts. Here with a sample as small as a tile."""
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    monkeypatch.setattr(budget, "CPU_BUDGET", 0)
     monkeypatch.setattr(engine_module, "TiledForward", lambda *arguments: TiledForward(*arguments[:-1], False))
     config = EngineConfig(device="cpu", precision="fp32", tile=320)
     tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
@@ -141,7 +142,7 @@ def test_without_a_folder_for_temporary_files(
 
     if statistics == "exact":
         monkeypatch.setattr(planes, "free_memory", lambda device: 0)
-    monkeypatch.setattr("sapnet_cli.engine.engine.CPU_BUDGET", 0)
+    monkeypatch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
     monkeypatch.setattr("tempfile.gettempdir", unusable)
     config = EngineConfig(device="cpu", precision="fp32", tile=32, overlap=8, tile_statistics=statistics)
     with pytest.raises(OutOfMemoryError, match="point TMPDIR to one"):
@@ -250,7 +251,7 @@ def test_a_picture_is_taken_to_have_more_rain(channels: int, insist: float, monk
     assert max(difference(each, expected) for each in together) < 1e-5
     in_strips(monkeypatch, 90 * 7, channels)
     assert difference(Engine(model, config).derain(image), expected) < 1e-5
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    monkeypatch.setattr(budget, "CPU_BUDGET", 0)
     tiled = Engine(model, replace(config, tile=80, overlap=24)).derain(image)
     assert 255 * difference(tiled, expected) <= 1
 
@@ -277,7 +278,7 @@ def test_windows_tell_how_much_rain_there_is(monkeypatch: pytest.MonkeyPatch) ->
     model.rain_means = Engine(model, CPU).rain_means([(image, dry)])
     engine = Engine(model, replace(CPU, insist=1))
     assert engine._rain(image, image.size // 3) == pytest.approx(1, abs=1e-4)
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 2**24)
+    monkeypatch.setattr(budget, "CPU_BUDGET", 2**24)
     assert 1e-4 < abs(engine._rain(image, image.size // 3) - 1) < 0.02
 
 
@@ -494,7 +495,7 @@ def test_not_finite_is_computed_again_in_fp32(tile: int, monkeypatch: pytest.Mon
         return put(self, weight, bias if self.dtype == torch.float32 else bias * float("nan"), dilation)
 
     monkeypatch.setattr(FusedWeights, "put", overflow)
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    monkeypatch.setattr(budget, "CPU_BUDGET", 0)
     model, image = random_model(), random_pixels(100, 130)
     half, full = (
         Engine(model, EngineConfig(device="cpu", precision=precision, tile=tile, overlap=16)).derain(image)
@@ -516,7 +517,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
 
 
 def test_out_of_memory_halves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "CPU_BUDGET", 0)
+    monkeypatch.setattr(budget, "CPU_BUDGET", 0)
     model, image = random_model(), random_pixels(200, 300)
     whole = Engine(model, CPU).derain(image)
     config = EngineConfig(device="cpu", precision="fp32", tile=256, overlap=32, batch_size=4)
@@ -539,11 +540,11 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
 
 def test_auto_tiles_a_large_picture_only() -> None:
     engine = Engine(SAPNet(), CPU)
-    assert engine._plan(300, 300, 300 * 300)[0] == 0
-    tile, batch = engine._plan(5000, 6000, 5000 * 6000)
+    assert engine._budget.plan(300, 300, 300 * 300)[0] == 0
+    tile, batch = engine._budget.plan(5000, 6000, 5000 * 6000)
     assert 192 <= tile <= 2048
     assert batch == 1
-    assert 192 <= engine._plan(1500, 1500, 24000 * 24000)[0] <= 1024, "a level of a large one is as careful"
+    assert 192 <= engine._budget.plan(1500, 1500, 24000 * 24000)[0] <= 1024, "a level of a large one is as careful"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from conftest import EXAMPLES, invoke, plan, random_model, random_pixels
 from PIL import Image
 
 from sapnet_cli import files
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import split_devices
 from sapnet_cli.errors import UsageError
 from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs

@@ -8,7 +8,8 @@ import torch
 from conftest import random_model, random_pixels
 from torch import Tensor
 
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.graphs import MOST_SHAPES, Forward, ReplayedForward
 
 

@@ -12,7 +12,8 @@ from conftest import random_model, random_pixels
 from torch import Tensor
 from torch.nn import functional
 
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_precision
 from sapnet_cli.model import native
 from sapnet_cli.model.convolution import Convolution

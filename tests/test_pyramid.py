@@ -13,7 +13,8 @@ from PIL import Image
 from torch.nn import functional
 
 from sapnet_cli import Derainer
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pyramid import add_enlarged, count_levels, shrink
 from sapnet_cli.errors import UsageError
 

@@ -14,7 +14,8 @@ import torch
 from conftest import random_model, random_pixels
 from torch import Tensor
 
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.kernels import FusedWeights
 from sapnet_cli.engine.tiled import CarriedState, Ring
@@ -66,7 +67,7 @@ def test_without_attention_tiles_are_the_whole() -> None:
     for batch in (1, 3):
         config = EngineConfig(device="cpu", precision="fp32", tile=48, overlap=12, batch_size=batch)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sapnet_cli.engine.engine.CPU_BUDGET", 0)
+            patch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
             assert float(np.abs(Engine(model, config).derain(image) - whole).max()) < 2e-3
 
 
@@ -99,7 +100,7 @@ def test_a_full_disk_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr("sapnet_cli.engine.engine.CPU_BUDGET", 0)
+    monkeypatch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
     engine = Engine(random_model(), EngineConfig(device="cpu", precision="fp32", tile=48, overlap=8))
     with pytest.raises(OutOfMemoryError, match="No space left on device; point TMPDIR to a larger disk"):
         engine.derain(random_pixels(60, 90))

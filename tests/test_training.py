@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from test_pairs import write_pairs
 
 from sapnet_cli.data.sets import DataConfig, load_data
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import CheckpointError, OutOfMemoryError, SapnetError, UsageError
 from sapnet_cli.losses.joint import JointLoss, LossWeights
 from sapnet_cli.model.checkpoint import load_checkpoint, save_checkpoint

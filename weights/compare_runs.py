@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from sapnet_cli.data.sets import DataConfig, ValidationPicture, load_data
-from sapnet_cli.engine.engine import Engine, EngineConfig, Pixels
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine, Pixels
 from sapnet_cli.hub.backbones import locate_backbone
 from sapnet_cli.metrics.fidelity import psnr, structural_similarity
 from sapnet_cli.metrics.judges import LPIPS

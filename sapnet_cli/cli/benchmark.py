@@ -276,7 +276,8 @@ def _engines(
     weights: list[str], stages: str | None, device: str, precision: str, tta: bool
 ) -> list[tuple[str, Engine]]:
     """An engine for each set of weights, or for each number of units of each, without and with `--tta`."""
-    from sapnet_cli.engine.engine import Engine, EngineConfig
+    from sapnet_cli.engine.config import EngineConfig
+    from sapnet_cli.engine.engine import Engine
     from sapnet_cli.hub import locate_weights
     from sapnet_cli.model.checkpoint import load_checkpoint
 

@@ -24,7 +24,7 @@ from sapnet_cli.hub import DEFAULT_WEIGHTS
 from sapnet_cli.imaging.shard import read_shard
 
 if TYPE_CHECKING:
-    from sapnet_cli.engine.engine import EngineConfig
+    from sapnet_cli.engine.config import EngineConfig
     from sapnet_cli.imaging.jobs import Job
     from sapnet_cli.pipeline import FileOptions, Record
 
@@ -292,7 +292,8 @@ def derain(
         with importing():
             from PIL import Image
 
-            from sapnet_cli.engine.engine import HARDLY_CHANGED, EngineConfig
+            from sapnet_cli.engine.config import EngineConfig
+            from sapnet_cli.engine.engine import HARDLY_CHANGED
             from sapnet_cli.pipeline import FileOptions
 
         Image.MAX_IMAGE_PIXELS = None  # --max-megapixels takes its place

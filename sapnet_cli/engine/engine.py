@@ -6,21 +6,22 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sapnet_cli.engine.fused import FusedForward, stored_bytes
+from sapnet_cli.engine.budget import GPU_PIXELS, SMALLEST_TILE, Budget
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
 from sapnet_cli.engine.hardware import (
     choose_device,
     choose_precision,
     fast_float,
-    free_memory,
     give_back_freed_memory,
     is_out_of_memory,
 )
@@ -32,7 +33,7 @@ from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
 from sapnet_cli.engine.statistics import choose_sample
 from sapnet_cli.engine.tiled import TiledForward
-from sapnet_cli.engine.tiles import OVERLAP, TilePlan, plan_tiles
+from sapnet_cli.engine.tiles import TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model.sapnet import SAPNet
 
@@ -40,83 +41,12 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
-VALUES_PER_PIXEL = 400
-"""Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
-
-CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
-"""For one tile: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
-
 FLOAT_MARGIN = 1.0
 """How far beyond [0, 1] floats may lie, as resizing leaves them; what lies further is on another scale."""
-
-GPU_PIXELS = 2**20
-"""Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
-
-EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
-"""Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take longer."""
-
-SMALLEST_TILE, LARGEST_TILE = 192, 2048
-
-MOST_INSISTENT = 2.0
-"""Beyond, parts of the scene go with the rain."""
 
 HARDLY_CHANGED, THEN_INSISTED = 1.0, 1.5
 """A picture that changes by less, in levels of 255, is derained again with this much rain, by `insist` of `auto`. By
 the default weights one of 36 real photos is; those that lose their rain, and light pairs, change by 1.5 at least."""
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How to run the network.
-
-    Attributes:
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
-        tile: side of the square window that the network sees at once, in pixels; `auto`, or 0 for the whole image.
-        overlap: context on each side of a tile that is computed and thrown away, in pixels.
-        batch_size: tiles, or small images of one size, in one forward; or `auto`.
-        stages: progressive dilated units to run; None for as many as the network was trained with.
-        tile_statistics: where attention's pooled vectors come from when an image is tiled: `shared` estimates them
-            unit by unit from a sample of it, and keeps what passes from unit to unit in a temporary file, `exact`
-            computes them layer by layer over all of it, as is done anyway where memory allows.
-        tta: test-time augmentation, also called self-ensemble: the mean over the eight flips and quarter turns of
-            each picture, for eight times the time; over the four flips where the weights know upright pictures only.
-        pyramid: levels, each a quarter as wide and high as the one before, that a picture is derained at: 1 is the
-            picture alone, `auto` goes down to a tenth of a megapixel (`count_levels`).
-        insist: how much rain a picture is taken to have at least, for rain that stays, where rainy photos have 1 on
-            average: see `Insistence`. At most `MOST_INSISTENT`; `auto` insists where a picture hardly changes.
-    """
-
-    device: str = "auto"
-    precision: str = "auto"
-    tile: int | Literal["auto"] = "auto"
-    overlap: int = OVERLAP
-    batch_size: int | Literal["auto"] = "auto"
-    stages: int | None = None
-    tile_statistics: Literal["shared", "exact"] = "shared"
-    tta: bool = False
-    pyramid: int | Literal["auto"] = "auto"
-    insist: float | Literal["auto"] = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuses values that make no sense, with a `UsageError`."""
-        if self.tile != "auto" and not (isinstance(self.tile, int) and self.tile >= 0):
-            raise UsageError(f"tile {self.tile!r} is neither auto, 0 (the whole image) nor a side in pixels")
-        if self.overlap < 0:
-            raise UsageError(f"overlap {self.overlap} is negative")
-        if self.tile != "auto" and self.tile and 2 * self.overlap >= self.tile:
-            raise UsageError(
-                f"an overlap of {self.overlap} on each side leaves nothing of a tile of {self.tile}; "
-                "use a tile of more than twice the overlap"
-            )
-        if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size >= 1):
-            raise UsageError(f"batch size {self.batch_size!r} is neither auto nor at least 1")
-        if self.pyramid != "auto" and not (isinstance(self.pyramid, int) and self.pyramid >= 1):
-            raise UsageError(f"pyramid {self.pyramid!r} is neither auto nor at least 1 level")
-        if self.insist != "auto" and not 0 <= self.insist <= MOST_INSISTENT:
-            raise UsageError(f"insist {self.insist} is neither auto nor from 0 to {MOST_INSISTENT:g}")
-        if self.tile_statistics not in ("shared", "exact"):
-            raise UsageError(f"tile statistics {self.tile_statistics!r} are neither 'shared' nor 'exact'")
 
 
 class Engine:
@@ -145,6 +75,7 @@ class Engine:
         else:
             self._insist = self.config.insist
         self._reference = model
+        self._budget = Budget(model, self.config, self.device, self.precision)
         self._models: dict[torch.dtype, SAPNet] = {}
         self._fused: dict[torch.dtype, FusedWeights] = {}
         self._replayed: dict[torch.dtype, ReplayedForward] = {}
@@ -187,15 +118,17 @@ class Engine:
             pixels = first.shape[0] * first.shape[1]
             levels = count_levels(pixels) if self.config.pyramid == "auto" else self.config.pyramid
             part = part_of(report, start / len(images), stop / len(images))
-            derained = self._derain_levels(group, self._rain_of_levels(first, levels), pixels, part)
-            results += [self._insisted_on(image, result) for image, result in zip(group, derained)]
+            once = part if self._insisting is None else part_of(part, 0, 0.5)
+            derained = self._derain_levels(group, self._rain_of_levels(first, levels), pixels, once)
+            again = in_groups(list(zip(group, derained)), 1, part_of(part, 0.5, 1))
+            results += [self._insisted_on(*pair, each) for (pair,), each in again]
         return results
 
-    def _insisted_on(self, image: Pixels, derained: Pixels) -> Pixels:
+    def _insisted_on(self, image: Pixels, derained: Pixels, report: Report) -> Pixels:
         """What came out of a picture, or, with `insist` of `auto`, what insisting makes of it if it hardly changed."""
         if self._insisting is None or mean_change(image, derained) >= HARDLY_CHANGED:
             return derained
-        return self._insisting.derain(image)
+        return self._insisting.derain_batch([image], report)[0]
 
     @torch.inference_mode()
     def rain_means(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> Tensor:
@@ -221,50 +154,8 @@ class Engine:
         """How many pictures of a size share one forward; 1 for those that are tiled, turned, or insisted on."""
         if self.config.tta or self._insist:
             return 1
-        tile, batch = self._plan(height, width, height * width)
+        tile, batch = self._budget.plan(height, width, height * width)
         return batch if tile == 0 or max(height, width) <= tile else 1
-
-    def _plan(self, height: int, width: int, of_pixels: int) -> tuple[int, int]:
-        """Tile, 0 for the whole image, and batch size for pictures of a size, levels of ones of so many pixels."""
-        affordable = self._affordable_pixels(of_pixels)
-        together = 1 if self.config.batch_size == "auto" else self.config.batch_size
-        if self.config.tile != "auto":
-            tile = self.config.tile
-        elif height * width <= affordable // together or self._exact(height, width, of_pixels):
-            tile = 0
-        else:
-            side = int((affordable / together) ** 0.5) // 32 * 32
-            tile = max(min(side, LARGEST_TILE), SMALLEST_TILE, 3 * self.config.overlap)
-        if self.config.batch_size != "auto":
-            return tile, self.config.batch_size
-        window = min(height, tile or height) * min(width, tile or width)
-        # a CPU gains nothing from a second window beside the first, and a GPU nothing once it is busy
-        batch = 1 if self.device.type == "cpu" else max(1, min(64, min(affordable, GPU_PIXELS) // window))
-        return tile, batch
-
-    def _exact(self, height: int, width: int, of_pixels: int) -> bool:
-        """Whether a picture is computed in one, by strips: no tiles, no estimates. Who names a tile has less memory.
-
-        It may be a coarse level of one of `of_pixels`, which is not to take more memory than that one.
-        """
-        needed = stored_bytes(self._reference, self.precision, height * width)
-        if self.config.tile != "auto":
-            return needed <= min(CPU_BUDGET, self._budget(of_pixels))
-        return of_pixels <= EXACT_PIXELS and needed <= free_memory(self.device) * EXACT_SHARE
-
-    def _budget(self, pixels: int) -> float:
-        """Bytes that one forward may take, when it is for a picture of so many pixels."""
-        free = free_memory(self.device)
-        if self.device.type == "cuda":
-            return free * GPU_SHARE
-        # the result grows beside the tiles: of three bytes a pixel most often
-        return min(max(CPU_BUDGET - 3 * pixels, CPU_BUDGET / 2), free / 4)
-
-    def _affordable_pixels(self, pixels: int) -> int:
-        """Pixels of all windows of one forward, when it is for a picture of so many."""
-        if self.device.type == "cpu":  # in strips where that is many
-            return int(self._budget(pixels) / stored_bytes(self._reference, self.precision, 1))
-        return int(self._budget(pixels) / (VALUES_PER_PIXEL * self.precision.itemsize))
 
     def _derain_levels(
         self, images: Sequence[Pixels], rain: Sequence[float], of_pixels: int, report: Report
@@ -301,7 +192,7 @@ class Engine:
     @torch.inference_mode()
     def _rain(self, image: Pixels, of_pixels: int) -> float:
         """How much rain the first unit sees in a picture, or in windows that stand for it, in fp32."""
-        room = int(self._budget(of_pixels) / stored_bytes(self._reference, torch.float32, 1))
+        room = self._budget.pixels_in_strips(of_pixels, torch.float32)
         if image.shape[0] * image.shape[1] <= room:
             forward = self._fused_forward(torch.float32, to_tensor([image]))
         else:
@@ -329,9 +220,9 @@ class Engine:
     def _derain_alike(self, images: Sequence[Pixels], rain: float, of_pixels: int, report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
         height, width = images[0].shape[:2]
-        tile, batch = self._plan(height, width, of_pixels)
-        room = max(batch * tile**2, self._affordable_pixels(of_pixels))  # of the sample for shared statistics
-        exact = self.config.tile_statistics == "exact" or self._exact(height, width, of_pixels)
+        tile, batch = self._budget.plan(height, width, of_pixels)
+        room = max(batch * tile**2, self._budget.pixels(of_pixels))  # of the sample for shared statistics
+        exact = self.config.tile_statistics == "exact" or self._budget.is_exact(height, width, of_pixels)
         while True:
             try:
                 plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)

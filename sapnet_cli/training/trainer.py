@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sapnet_cli.data.crops import BatchRequest, CropLoader, CropSampler
 from sapnet_cli.data.sets import TrainingData, ValidationPicture
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.metrics.fidelity import HIGHEST_PSNR, SMALLEST_SSIM_SIDE, psnr, structural_similarity

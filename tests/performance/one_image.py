@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sapnet_cli.engine.engine import Engine, EngineConfig
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_device, fast_float, prepare_process, synchronize
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.model.checkpoint import load_checkpoint

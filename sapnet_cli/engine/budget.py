@@ -1,0 +1,79 @@
+"""How much of a picture, or how many pictures, the engine computes at once, by the memory that is free."""
+
+from __future__ import annotations
+
+import torch
+
+from sapnet_cli.engine.config import EngineConfig
+from sapnet_cli.engine.fused import stored_bytes
+from sapnet_cli.engine.hardware import free_memory
+from sapnet_cli.model.sapnet import SAPNet
+
+VALUES_PER_PIXEL = 400
+"""Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
+
+CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
+"""For one tile: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
+
+GPU_PIXELS = 2**20
+"""Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
+
+EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
+"""Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take longer."""
+
+SMALLEST_TILE, LARGEST_TILE = 192, 2048
+
+
+class Budget:
+    """That of one network on one device.
+
+    Everywhere `of_pixels` is the size of the picture that all is for, of which a coarse level is not to take more than
+    its finest one would.
+    """
+
+    def __init__(self, model: SAPNet, config: EngineConfig, device: torch.device, precision: torch.dtype) -> None:
+        """Takes what the engine has chosen."""
+        self._model, self._config, self._device, self._precision = model, config, device, precision
+
+    def plan(self, height: int, width: int, of_pixels: int) -> tuple[int, int]:
+        """Tile, 0 for the whole image, and batch size for pictures of a size."""
+        affordable = self.pixels(of_pixels)
+        together = 1 if self._config.batch_size == "auto" else self._config.batch_size
+        if self._config.tile != "auto":
+            tile = self._config.tile
+        elif height * width <= affordable // together or self.is_exact(height, width, of_pixels):
+            tile = 0
+        else:
+            side = int((affordable / together) ** 0.5) // 32 * 32
+            tile = max(min(side, LARGEST_TILE), SMALLEST_TILE, 3 * self._config.overlap)
+        if self._config.batch_size != "auto":
+            return tile, self._config.batch_size
+        window = min(height, tile or height) * min(width, tile or width)
+        # a CPU gains nothing from a second window beside the first, and a GPU nothing once it is busy
+        batch = 1 if self._device.type == "cpu" else max(1, min(64, min(affordable, GPU_PIXELS) // window))
+        return tile, batch
+
+    def is_exact(self, height: int, width: int, of_pixels: int) -> bool:
+        """Whether a picture is computed in one, by strips: no tiles, no estimates. Who names a tile has less memory."""
+        needed = stored_bytes(self._model, self._precision, height * width)
+        if self._config.tile != "auto":
+            return needed <= min(CPU_BUDGET, self._bytes(of_pixels))
+        return of_pixels <= EXACT_PIXELS and needed <= free_memory(self._device) * EXACT_SHARE
+
+    def pixels(self, of_pixels: int) -> int:
+        """Pixels of all windows of one forward."""
+        if self._device.type == "cpu":
+            return self.pixels_in_strips(of_pixels, self._precision)
+        return int(self._bytes(of_pixels) / (VALUES_PER_PIXEL * self._precision.itemsize))
+
+    def pixels_in_strips(self, of_pixels: int, precision: torch.dtype) -> int:
+        """The same where they are worked on in strips if they are many."""
+        return int(self._bytes(of_pixels) / stored_bytes(self._model, precision, 1))
+
+    def _bytes(self, of_pixels: int) -> float:
+        """That one forward may take."""
+        free = free_memory(self._device)
+        if self._device.type == "cuda":
+            return free * GPU_SHARE
+        # the result grows beside the tiles: of three bytes a pixel most often
+        return min(max(CPU_BUDGET - 3 * of_pixels, CPU_BUDGET / 2), free / 4)
