@@ -329,8 +329,12 @@ def test_auto_insists_on_what_hardly_changes(dtype: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(engine_module, "HARDLY_CHANGED", sum(sorted(changes)[:2]) / 2)
     least = int(np.argmin(changes))
     expected = [insisted[index] if index == least else plain[index] for index in range(3)]
-    for given, wanted in zip(auto.derain_batch(images), expected):
+    progress: list[float] = []
+    for given, wanted in zip(auto.derain_batch(images, progress.append), expected):
         assert np.array_equal(given, wanted)
+    assert progress == sorted(progress)
+    again = [[index + 0.5 < 3 * done < index + 1 for done in progress].count(True) for index in range(3)]
+    assert [bool(count) for count in again] == [index == least for index in range(3)]
     assert not np.array_equal(plain[least], insisted[least])
 
 
