@@ -308,9 +308,9 @@ class FusedForward:
         return means
 
     def _cut(self, pixels: int) -> Iterator[Strip]:
-        """Strips of about so many pixels, all about as high."""
-        parts = math.ceil(self.height * self.width / pixels)
-        borders = [round(part * self.height / parts) for part in range(parts + 1)]
+        """Strips of about so many pixels, all about as high, but for the last of as many rows as tiles in C have."""
+        parts, side = math.ceil(self.height * self.width / pixels), native.SIDE
+        borders = [*(part * self.height // (parts * side) * side for part in range(parts)), self.height]
         for picture in range(self.count):
             for start, stop in pairwise(borders):
                 if start < stop:

@@ -26,6 +26,9 @@ POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 LANES, OUTPUTS = 8, 16
 """What channels come in."""
 
+SIDE = 4
+"""Of a tile, whose pixels lie a dilation apart: what rows come in where that is 1."""
+
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
 
