@@ -54,7 +54,7 @@ class Budget:
         return tile, batch
 
     def is_exact(self, height: int, width: int, of_pixels: int) -> bool:
-        """Whether a picture is computed in one, by strips: no tiles, no estimates. Who names a tile has less memory."""
+        """Whether a picture is computed layer by layer: no tiles, no estimates. Who names a tile has less memory."""
         needed = stored_bytes(self._model, self._precision, height * width)
         if self._config.tile != "auto":
             return needed <= min(CPU_BUDGET, self._bytes(of_pixels))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -120,15 +121,16 @@ class Engine:
             part = part_of(report, start / len(images), stop / len(images))
             once = part if self._insisting is None else part_of(part, 0, 0.5)
             derained = self._derain_levels(group, self._rain_of_levels(first, levels), pixels, once)
-            again = in_groups(list(zip(group, derained)), 1, part_of(part, 0.5, 1))
-            results += [self._insisted_on(*pair, each) for (pair,), each in again]
+            results += self._insisted_on(group, derained, part_of(part, 0.5, 1))
         return results
 
-    def _insisted_on(self, image: Pixels, derained: Pixels, report: Report) -> Pixels:
-        """What came out of a picture, or, with `insist` of `auto`, what insisting makes of it if it hardly changed."""
-        if self._insisting is None or mean_change(image, derained) >= HARDLY_CHANGED:
+    def _insisted_on(self, images: Sequence[Pixels], derained: list[Pixels], report: Report) -> list[Pixels]:
+        """What came out of pictures, or, with `insist` of `auto`, what insisting makes of those that hardly changed."""
+        if self._insisting is None:
             return derained
-        return self._insisting.derain_batch([image], report)[0]
+        hardly = [mean_change(image, result) < HARDLY_CHANGED for image, result in zip(images, derained)]
+        again = iter(self._insisting.derain_batch(list(compress(images, hardly)), report))
+        return [next(again) if unchanged else result for result, unchanged in zip(derained, hardly)]
 
     @torch.inference_mode()
     def rain_means(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> Tensor:

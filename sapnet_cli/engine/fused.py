@@ -96,7 +96,8 @@ class FusedForward:
         kind = device.type if device.type in WHOLE_BYTES else "cuda"
         pixel = channels * weights.dtype.itemsize
         self.whole = whole = pixels * pixel <= WHOLE_BYTES[kind]
-        self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
+        self.one_strip = [Strip(None, 0, self.height)]
+        self.strips = self.one_strip if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
         self.lstm_strips = list(self._cut(LSTM_BYTES[kind] // pixel))
         place = choose_place(stored_bytes(weights.model, weights.precision, pixels), device)
         self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
@@ -205,7 +206,7 @@ class FusedForward:
         kernel = self.weights.scaled(convolution, self._attend(convolution, attention))
         self._begin(next_dilation)
         # in C all is one pass, in tiles of four rows a dilation apart, which would reach far beyond a low strip
-        for strip in [Strip(None, 0, self.height)] if isinstance(kernel, NativeKernel) else self.strips:
+        for strip in self.one_strip if isinstance(kernel, NativeKernel) else self.strips:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
             place = None if self.whole else strip.of(target)
