@@ -24,7 +24,9 @@ from sapnet_cli.engine.hardware import fast_float
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import (
     FusedWeights,
+    Kernel,
     NativeKernel,
+    NativeProjection,
     Padding,
     Ranging,
     parameters,
@@ -34,7 +36,6 @@ from sapnet_cli.engine.kernels import (
 from sapnet_cli.engine.pixels import to_float
 from sapnet_cli.engine.planes import Room, Strip, choose_place
 from sapnet_cli.engine.progress import Report, part_of
-from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 Pool: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -158,32 +159,41 @@ class FusedForward:
     def _remember(self, first_unit: bool, dilation: int) -> None:
         """Embeds rainy image and estimate and moves the recurrent state one step on."""
         self._begin(dilation)
-        for strip in self.lstm_strips:
-            (low, high), edges = self._inside(strip.start - 1, strip.stop + 1)
-            seen = self.weights.embed.convolve(*self._images(strip, low - 1, high + 1, self.weights.dtype), relu=True)
-            if not first_unit:
-                seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
-            # not over the old state, which the next strip's margin still needs
-            hidden = self._recur(seen, edges, first_unit, strip.of(self.cell), strip.of(self.spare))
-            self._collect(hidden, strip)
+        kernels = self.weights.first_gates if first_unit else self.weights.gates
+        # not over the old state, whose neighbours still need it
+        if isinstance(kernels, NativeKernel):
+            self._recur_at_once(kernels, first_unit)
+        else:
+            for strip in self.lstm_strips:
+                self._collect(self._recur(strip, *kernels, first_unit), strip)
         self.hidden, self.spare = self.spare, self.hidden
 
-    def _recur(self, seen: Tensor, edges: tuple[int, int], first_unit: bool, cell: Tensor, hidden: Tensor) -> Tensor:
-        """Steps the state of a strip, (N, rows, W, C), on; gives the hidden one on the network's device.
+    def _recur_at_once(self, kernel: NativeKernel, first_unit: bool) -> None:
+        """Steps the state on in C, which as with its convolutions takes all rows in one pass; gates lie nowhere."""
+        embedded = self.inner
+        for strip in self.strips:
+            images, padding = self._images(strip, strip.start - 1, strip.stop + 1, self.weights.dtype)
+            place = None if self.whole else strip.of(self.inner)
+            values = self.weights.embed.convolve(images, padding, relu=True, out=place).permute(0, 2, 3, 1)
+            embedded = values if self.whole else self.inner
+        sums, state = self._sums_of(self.count), None if first_unit else self.hidden
+        kernel.recur(self._channels_first(embedded), state, self.cell, self.spare, sums)
+        self._collect(self.spare, self.one_strip[0], sums=sums)
 
-        `seen` are embedding and hidden state with a row more above and below, (N, C', H, W), but for edges that say 1.
-        """
-        kernels = self.weights.first_gates if first_unit else self.weights.gates
-        if isinstance(kernels, NativeKernel):
-            native.recur(kernels.convolve(seen, (*edges, 1)).permute(0, 2, 3, 1), cell, hidden, first_unit)
-            return hidden
+    def _recur(self, strip: Strip, gates_kernel: Kernel, candidate_kernel: Kernel, first_unit: bool) -> Tensor:
+        """Steps the state of a strip on; gives the hidden one, (N, rows, W, C), on the network's device."""
+        (low, high), edges = self._inside(strip.start - 1, strip.stop + 1)
+        seen = self.weights.embed.convolve(*self._images(strip, low - 1, high + 1, self.weights.dtype), relu=True)
+        if not first_unit:
+            seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
+        kernels, cell = (gates_kernel, candidate_kernel), strip.of(self.cell)
         gates, candidate = (kernel.convolve(seen, (*edges, 1)).permute(0, 2, 3, 1) for kernel in kernels)
         gate_in, gate_out, *forget = torch.split(gates.sigmoid_(), self.weights.model.config.channels, dim=3)
         _tanh_(candidate)
         new = (cell.to(gates) * forget[0]).addcmul_(gate_in, candidate) if forget else gate_in * candidate
         cell.copy_(new)
         new = _tanh_(new).mul_(gate_out)
-        hidden.copy_(new)
+        strip.of(self.spare).copy_(new)
         return new
 
     def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
@@ -210,7 +220,7 @@ class FusedForward:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
             place = None if self.whole else strip.of(target)
-            sums = None if self._columns is None else self._columns.new_empty(len(rows), *self._columns.shape[2:])
+            sums = self._sums_of(len(rows))
             values = kernel.convolve(rows, padding, relu=True, skip=beside, positive=positive, out=place, sums=sums)
             values = values.permute(0, 2, 3, 1)
             self._collect(values, strip, sums=sums)
@@ -235,9 +245,13 @@ class FusedForward:
 
     def _project(self, features: Tensor) -> None:
         """What the next estimate adds to the rainy image."""
+        kernel = self.weights.project
+        if isinstance(kernel, NativeProjection):
+            kernel.project(features, self.residual)
+            return
         for strip in self.strips:
             rows, padding = self._around(features, strip, 1)
-            residual = self.weights.project.convolve(rows, padding)
+            residual = kernel.convolve(rows, padding)
             strip.of(self.residual).copy_(residual.permute(0, 2, 3, 1)[..., :3])
 
     def _images(self, strip: Strip, low: int, high: int, dtype: torch.dtype) -> tuple[Tensor, Padding]:
@@ -269,6 +283,10 @@ class FusedForward:
         self._columns = self._rectangles = None
         if needed:  # of each picture, from the rows that each of three taps sees
             self._columns = torch.zeros(self.count, 3, self.width, config.channels, device=self.weights.device)
+
+    def _sums_of(self, count: int) -> Tensor | None:
+        """Room for sums over the rows of so many pictures, (N, W, C), if they are needed."""
+        return None if self._columns is None else self._columns.new_empty(count, *self._columns.shape[2:])
 
     def _collect(self, values: Tensor, strip: Strip, step: float = 1, sums: Tensor | None = None) -> None:
         """Adds a strip, (N, rows, W, C), to the sums over the rectangles that the nine taps see from the cores.
@@ -309,9 +327,9 @@ class FusedForward:
         return means
 
     def _cut(self, pixels: int) -> Iterator[Strip]:
-        """Strips of about so many pixels, all about as high, but for the last of as many rows as tiles in C have."""
-        parts, side = math.ceil(self.height * self.width / pixels), native.SIDE
-        borders = [*(part * self.height // (parts * side) * side for part in range(parts)), self.height]
+        """Strips of about so many pixels, all about as high."""
+        parts = math.ceil(self.height * self.width / pixels)
+        borders = [part * self.height // parts for part in range(parts + 1)]
         for picture in range(self.count):
             for start, stop in pairwise(borders):
                 if start < stop:

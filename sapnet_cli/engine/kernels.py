@@ -75,13 +75,13 @@ class NativeKernel:
     """A kernel as `native.convolve` takes it, which does what a `Kernel` does.
 
     Attributes:
-        transformed: see `native.transform`.
+        transformed: for tiles of each side, see `native.transform`.
         scale: of the output channels, (O,).
         bias: (O,).
         dilation: of the convolution.
     """
 
-    transformed: Tensor
+    transformed: dict[int, Tensor]
     scale: Tensor
     bias: Tensor
     dilation: int = 1
@@ -101,8 +101,36 @@ class NativeKernel:
         sums: Tensor | None = None,
     ) -> Tensor:
         """See `Kernel.convolve`."""
-        kernel = self.transformed, self.scale, self.bias
+        above, below, beside = padding
+        lost = 2 * self.dilation
+        transformed = self._for(features.shape[2] + above + below - lost, features.shape[3] + 2 * beside - lost)
+        kernel = transformed, self.scale, self.bias
         return native.convolve(features, *kernel, padding, self.dilation, relu, skip, out, sums)
+
+    def recur(self, features: Tensor, state: Tensor | None, cell: Tensor, hidden: Tensor, sums: Tensor | None) -> None:
+        """A step of the LSTM whose gates this is the kernel of, see `native.recur`."""
+        native.recur(features, state, self._for(*features.shape[2:]), self.bias, cell, hidden, sums)
+
+    def _for(self, height: int, width: int) -> Tensor:
+        """The kernel for what gives so many pixels."""
+        return self.transformed[native.choose_side(height, width, self.dilation)]
+
+
+@dataclass(frozen=True)
+class NativeProjection:
+    """A kernel as `native.project` takes it.
+
+    Attributes:
+        weight: (3, I, 3, 3).
+        bias: (3,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def project(self, features: Tensor, out: Tensor) -> None:
+        """A convolution of (N, H, W, I) that keeps the size, into (N, H, W, 3)."""
+        native.project(features, self.weight, self.bias, out)
 
 
 Gates: TypeAlias = NativeKernel | tuple[Kernel, Kernel]
@@ -118,9 +146,11 @@ class FusedWeights:
         self._native: dict[nn.Conv2d, NativeKernel | None] = {}
 
     @cached_property
-    def project(self) -> Kernel:
-        """Of the last convolution, for `PROJECT_CHANNELS`."""
+    def project(self) -> Kernel | NativeProjection:
+        """Of the last convolution, for PyTorch to `PROJECT_CHANNELS`."""
         weight, bias = parameters(self.model.project)
+        if native.suits_image(weight.shape[1], self.device, self.dtype):
+            return NativeProjection(weight, bias)
         more = PROJECT_CHANNELS - weight.shape[0]
         weight, bias = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more))
         return self.put(weight, bias)
@@ -166,7 +196,8 @@ class FusedWeights:
         """The same to be computed in C, if it can be."""
         if not native.suits(weight.shape[0], weight.shape[1], self.device, self.dtype):
             return None
-        return NativeKernel(native.transform(weight), torch.ones_like(bias), bias, dilation)
+        transformed = {side: native.transform(weight, side) for side in native.POINTS}
+        return NativeKernel(transformed, torch.ones_like(bias), bias, dilation)
 
     def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | NativeKernel:
         """The kernel of a convolution with attention's scale folded in, (C,), if any."""

@@ -1,22 +1,28 @@
-/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3), and an LSTM's step, for x86 CPUs with AVX2 and FMA; `native.py`
-   says what for.
+/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3) and F(6x6, 3x3), an LSTM's step, and a convolution to an image, for
+   x86 CPUs with AVX2 and FMA; `native.py` says what for.
 
    Features lie channels last, so that each pixel is a run of vectors and dilation but a larger step between pixels. A
-   tile is 4x4 pixels that lie `dilation` apart, and reads the 6x6 around them. Lavin and Gray, "Fast algorithms for
-   convolutional neural networks" (CVPR 2016), with other points: 0, +-sqrt(1/2), +-sqrt(2) and infinity, which keep
-   rounding errors small. */
+   tile is 4x4 or 6x6 pixels that lie `dilation` apart, and reads those around them, too. Lavin and Gray, "Fast
+   algorithms for convolutional neural networks" (CVPR 2016). The points of small tiles are 0, +-sqrt(1/2), +-sqrt(2) and
+   infinity, which keep rounding errors small; those of large ones 0, +-1, +-1/2, +-2 and infinity. */
 
 #include <immintrin.h>
 #include <stdlib.h>
 
+/* So that what depends on the side of a tile is compiled for each of them. */
+#define INLINE static inline __attribute__((always_inline))
+
 enum {
     LANES = 8,    /* floats of a vector */
-    SIDE = 4,     /* of the pixels that a tile gives */
-    SEEN = 6,     /* of those that it reads */
-    PLACES = 36,  /* of a transformed tile */
+    SMALL = 4,    /* side of the pixels that a tile gives */
+    LARGE = 6,
+    BEYOND = 2,   /* more that it reads along a side */
+    SEEN = 8,     /* that it reads along a side, at most */
+    GATES = 4,    /* of an LSTM, at most */
+    COLOURS = 3,  /* of an image */
+    PIXELS = 4,   /* of an image that are computed at once: with a sum for each colour all registers are in use */
     ROWS = 6,     /* tiles that are multiplied at once: with two vectors of outputs each, all registers are in use */
     INPUTS = 4,   /* channels of which a gradient is summed at once */
-    TILES = 24,   /* that a thread takes at once: transformed they fit into its cache; a multiple of ROWS */
     OUTPUTS = 16  /* channels that lie side by side in a kernel */
 };
 
@@ -24,29 +30,22 @@ typedef __m256 Vector;
 
 /* What all threads of one convolution share; `Convolution` of `native.py` has the same fields. */
 typedef struct {
-    const float *source;              /* (count, height, width, inputs) */
-    float *kernel;                    /* (PLACES, outputs / OUTPUTS, inputs, OUTPUTS); its gradient (parts, the same) */
+    const float *source, *state;      /* (count, height, width, own) and, if any, (..., inputs - own): side by side */
+    float *kernel;                    /* (places, outputs / OUTPUTS, inputs, OUTPUTS); its gradient (parts, the same) */
     const float *scale, *bias;        /* (outputs) */
     const float *skip;                /* like target, or none */
     float *target;                    /* (count, target_height, target_width, outputs), or the gradient of it */
-    float *sums;                      /* (parts, count, target_width, outputs): of target over rows, or none */
-    long count, height, width, inputs, outputs, dilation;
+    float *cell;                      /* see `write_state`, or none */
+    float *sums;                      /* (parts, count, target_width, as target): of target over rows, or none */
+    long count, height, width, inputs, own, outputs, dilation;
     long above, left;                 /* zeros beyond the edges */
     long target_height, target_width;
+    long side;                        /* of the tiles, SMALL or LARGE */
     long relu;                        /* ReLU(ReLU(scale * convolution + bias) + skip), or without either */
     long parts;                       /* that a gradient or sums are summed in, each in order, whoever sums it */
     long next;                        /* tile or part that no thread has taken yet */
     long failed;                      /* a thread had no memory */
 } Convolution;
-
-/* What all threads of a step of the LSTM share; `Recurrence` of `native.py` has the same fields. */
-typedef struct {
-    const float *gates;               /* (pixels, 4 or 3 times width): input, candidate, output, and, if any, forget */
-    float *cell, *hidden;             /* (pixels, width) */
-    long pixels, width;
-    long first;                       /* no gate forgets, and there is no cell yet */
-    long next;                        /* pixel that no thread has taken yet */
-} Recurrence;
 
 static const float A = 0.70710678f, A2 = 0.5f, A3 = 0.35355339f;
 static const float B = 1.41421356f, B2 = 2.0f, B3 = 2.82842712f;
@@ -59,26 +58,51 @@ static inline Vector times(float x, Vector y) { return _mm256_mul_ps(all(x), y);
 static inline Vector plus(float x, Vector y, Vector z) { return _mm256_fmadd_ps(all(x), y, z); }   /* x y + z */
 static inline Vector minus(float x, Vector y, Vector z) { return _mm256_fnmadd_ps(all(x), y, z); } /* z - x y */
 
-/* What six pixels in a line are at the points. */
-static inline void transform(const Vector d[SEEN], Vector v[SEEN]) {
-    Vector even = minus(B2, d[2], d[4]), odd = times(A, minus(B2, d[1], d[3]));
-    Vector far_even = minus(A2, d[2], d[4]), far_odd = times(B, minus(A2, d[1], d[3]));
-    v[0] = minus(SQUARES, d[2], add(d[0], d[4]));
-    v[1] = add(even, odd);
-    v[2] = sub(even, odd);
-    v[3] = add(far_even, far_odd);
-    v[4] = sub(far_even, far_odd);
-    v[5] = minus(SQUARES, d[3], add(d[1], d[5]));
+/* What the pixels that a tile reads in a line are at the points. */
+INLINE void transform(const long side, const Vector *d, Vector *v) {
+    if (side == SMALL) {
+        Vector even = minus(B2, d[2], d[4]), odd = times(A, minus(B2, d[1], d[3]));
+        Vector far_even = minus(A2, d[2], d[4]), far_odd = times(B, minus(A2, d[1], d[3]));
+        v[0] = minus(SQUARES, d[2], add(d[0], d[4]));
+        v[1] = add(even, odd);
+        v[2] = sub(even, odd);
+        v[3] = add(far_even, far_odd);
+        v[4] = sub(far_even, far_odd);
+        v[5] = minus(SQUARES, d[3], add(d[1], d[5]));
+    } else {
+        Vector even = add(d[2], minus(4.25f, d[4], d[6])), odd = add(d[1], minus(4.25f, d[3], d[5]));
+        Vector near_even = plus(4, d[2], minus(5, d[4], d[6])), near_odd = plus(2, d[1], minus(2.5f, d[3], times(0.5f, d[5])));
+        Vector far_even = plus(0.25f, d[2], minus(1.25f, d[4], d[6]));
+        Vector far_odd = plus(0.5f, d[1], minus(2.5f, d[3], add(d[5], d[5])));
+        v[0] = plus(5.25f, sub(d[2], d[4]), sub(d[6], d[0]));
+        v[1] = add(even, odd);
+        v[2] = sub(even, odd);
+        v[3] = add(near_even, near_odd);
+        v[4] = sub(near_even, near_odd);
+        v[5] = add(far_even, far_odd);
+        v[6] = sub(far_even, far_odd);
+        v[7] = plus(5.25f, sub(d[3], d[5]), sub(d[7], d[1]));
+    }
 }
 
-/* The four pixels in a line of products at the points. */
-static inline void transform_back(const Vector m[SEEN], Vector y[SIDE]) {
+/* The pixels that a tile gives in a line, of products at the points. */
+INLINE void transform_back(const long side, const Vector *m, Vector *y) {
     Vector sum = add(m[1], m[2]), difference = sub(m[1], m[2]);
-    Vector far_sum = add(m[3], m[4]), far_difference = sub(m[3], m[4]);
-    y[0] = add(m[0], add(sum, far_sum));
-    y[1] = plus(A, difference, times(B, far_difference));
-    y[2] = plus(A2, sum, times(B2, far_sum));
-    y[3] = plus(A3, difference, plus(B3, far_difference, m[5]));
+    Vector next_sum = add(m[3], m[4]), next_difference = sub(m[3], m[4]);
+    if (side == SMALL) {
+        y[0] = add(m[0], add(sum, next_sum));
+        y[1] = plus(A, difference, times(B, next_difference));
+        y[2] = plus(A2, sum, times(B2, next_sum));
+        y[3] = plus(A3, difference, plus(B3, next_difference, m[5]));
+    } else {
+        Vector last_sum = add(m[5], m[6]), last_difference = sub(m[5], m[6]);
+        y[0] = add(add(m[0], sum), add(next_sum, last_sum));
+        y[1] = plus(0.5f, next_difference, plus(2, last_difference, difference));
+        y[2] = plus(0.25f, next_sum, plus(4, last_sum, sum));
+        y[3] = plus(0.125f, next_difference, plus(8, last_difference, difference));
+        y[4] = plus(0.0625f, next_sum, plus(16, last_sum, sum));
+        y[5] = plus(0.03125f, next_difference, plus(32, last_difference, add(m[7], difference)));
+    }
 }
 
 /* ROWS tiles times OUTPUTS channels, at one place. */
@@ -100,72 +124,110 @@ static inline void multiply(const float *seen, const float *kernel, float *given
     }
 }
 
-/* Tiles along a side: one for each of the pixels that are `dilation` apart, then on by four times that. */
-static long tiles_along(long length, long dilation) {
-    long step = SIDE * dilation, rest = length % step;
+/* Values of a transformed tile, of each channel. */
+INLINE long places_of(const long side) { return (side + BEYOND) * (side + BEYOND); }
+
+/* Tiles that a thread takes at once: transformed they fit into its cache; a multiple of ROWS. */
+INLINE long tiles_at_once(const long side) { return side == SMALL ? 24 : 12; }
+
+/* Tiles along a side of a picture: one for each of the pixels that are `dilation` apart, then on by `side` times that. */
+static long tiles_along(long side, long length, long dilation) {
+    long step = side * dilation, rest = length % step;
     return length / step * dilation + (rest < dilation ? rest : dilation);
 }
-
-/* First pixel of a tile along a side. */
-static long first_pixel(long tile, long dilation) { return tile / dilation * SIDE * dilation + tile % dilation; }
 
 /* Where a tile is. */
 typedef struct {
     long picture, top, left;
 } Place;
 
-static Place place_of(const Convolution *job, long tile, long down, long across) {
-    Place place = {tile / (down * across), first_pixel(tile / across % down, job->dilation),
-                   first_pixel(tile % across, job->dilation)};
+/* All tiles of a convolution. */
+typedef struct {
+    long down, across, number;
+} Tiling;
+
+static Tiling tiling_of(const Convolution *job, long side) {
+    const long down = tiles_along(side, job->target_height, job->dilation);
+    const long across = tiles_along(side, job->target_width, job->dilation);
+    Tiling tiling = {down, across, job->count * down * across};
+    return tiling;
+}
+
+/* First pixel of a tile along a side. */
+static long first_pixel(long side, long tile, long dilation) { return tile / dilation * side * dilation + tile % dilation; }
+
+static Place place_of(const Convolution *job, long side, Tiling tiling, long tile) {
+    Place place = {tile / (tiling.down * tiling.across), first_pixel(side, tile / tiling.across % tiling.down, job->dilation),
+                   first_pixel(side, tile % tiling.across, job->dilation)};
     return place;
 }
 
-/* Reads a tile, `to` + place * TILES * inputs. */
-static void read_tile(const Convolution *job, Place place, float *to) {
-    const long step = job->dilation, inputs = job->inputs;
+/* Reads a tile, `to` + place * tiles_at_once * inputs. */
+INLINE void read_tile(const long side, const Convolution *job, Place place, float *to) {
+    const long seen = side + BEYOND, step = job->dilation, inputs = job->inputs, apart = tiles_at_once(side) * inputs;
     const long top = place.top - job->above, left = place.left - job->left;
-    const float *source = job->source + place.picture * job->height * job->width * inputs;
-    const int inside = top >= 0 && left >= 0 && top + (SEEN - 1) * step < job->height && left + (SEEN - 1) * step < job->width;
+    const int inside = top >= 0 && left >= 0 && top + (seen - 1) * step < job->height && left + (seen - 1) * step < job->width;
     for (long channel = 0; channel < inputs; channel += LANES) {
+        const long own = channel < job->own, stride = own ? job->own : inputs - job->own;
+        const float *source = own ? job->source + channel : job->state + channel - job->own;
+        source += place.picture * job->height * job->width * stride;
         Vector columns[SEEN][SEEN];
-        for (int x = 0; x < SEEN; x++) {
+        for (int x = 0; x < seen; x++) {
             Vector column[SEEN];
-            for (int y = 0; y < SEEN; y++) {
+            for (int y = 0; y < seen; y++) {
                 long row = top + y * step, at = left + x * step;
                 int there = inside || (row >= 0 && row < job->height && at >= 0 && at < job->width);
-                column[y] = there ? _mm256_loadu_ps(source + (row * job->width + at) * inputs + channel) : _mm256_setzero_ps();
+                column[y] = there ? _mm256_loadu_ps(source + (row * job->width + at) * stride) : _mm256_setzero_ps();
             }
-            transform(column, columns[x]);
+            transform(side, column, columns[x]);
         }
-        for (int y = 0; y < SEEN; y++) {
+        for (int y = 0; y < seen; y++) {
             Vector line[SEEN], result[SEEN];
-            for (int x = 0; x < SEEN; x++) line[x] = columns[x][y];
-            transform(line, result);
-            for (int x = 0; x < SEEN; x++) _mm256_store_ps(to + (y * SEEN + x) * TILES * inputs + channel, result[x]);
+            for (int x = 0; x < seen; x++) line[x] = columns[x][y];
+            transform(side, line, result);
+            for (int x = 0; x < seen; x++) _mm256_store_ps(to + (y * seen + x) * apart + channel, result[x]);
         }
     }
 }
 
-/* Writes a tile, `from` + place * TILES * outputs, and adds it to the sums of a part, (count, target_width, outputs). */
-static void write_tile(const Convolution *job, Place place, const float *from, float *sums) {
+/* Transforms the columns of a tile back, `from` + place * apart. */
+INLINE void read_columns(const long side, const float *from, long apart, Vector columns[SEEN][LARGE]) {
+    for (int x = 0; x < side + BEYOND; x++) {
+        Vector column[SEEN];
+        for (int y = 0; y < side + BEYOND; y++) column[y] = _mm256_load_ps(from + (y * (side + BEYOND) + x) * apart);
+        transform_back(side, column, columns[x]);
+    }
+}
+
+/* A row of a tile, of its columns. */
+INLINE void read_row(const long side, Vector columns[SEEN][LARGE], int y, Vector *row) {
+    Vector line[SEEN];
+    for (int x = 0; x < side + BEYOND; x++) line[x] = columns[x][y];
+    transform_back(side, line, row);
+}
+
+/* Adds what a tile has in each column, of some channels, to the sums of a part, (count, target_width, channels). */
+INLINE void add_sums(const long side, const Convolution *job, Place place, long channels, const Vector *totals, float *sums) {
+    for (int x = 0; x < side && place.left + x * job->dilation < job->target_width; x++) {
+        float *sum = sums + (place.picture * job->target_width + place.left + x * job->dilation) * channels;
+        _mm256_storeu_ps(sum, add(_mm256_loadu_ps(sum), totals[x]));
+    }
+}
+
+/* Writes a tile, `from` + place * tiles_at_once * outputs, and adds it to the sums of a part. */
+INLINE void write_tile(const long side, const Convolution *job, Place place, const float *from, float *sums) {
     const long step = job->dilation, outputs = job->outputs;
     const Vector zero = _mm256_setzero_ps();
     for (long channel = 0; channel < outputs; channel += LANES) {
         Vector scale = _mm256_loadu_ps(job->scale + channel), bias = _mm256_loadu_ps(job->bias + channel);
-        Vector columns[SEEN][SIDE];
-        for (int x = 0; x < SEEN; x++) {
-            Vector column[SEEN];
-            for (int y = 0; y < SEEN; y++) column[y] = _mm256_load_ps(from + (y * SEEN + x) * TILES * outputs + channel);
-            transform_back(column, columns[x]);
-        }
-        Vector totals[SIDE] = {zero, zero, zero, zero};
-        for (int y = 0; y < SIDE; y++) {
+        Vector columns[SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
+        read_columns(side, from + channel, tiles_at_once(side) * outputs, columns);
+        for (int y = 0; y < side; y++) {
             long row = place.top + y * step;
             if (row >= job->target_height) break;
-            Vector line[SEEN], result[SIDE];
-            for (int x = 0; x < SEEN; x++) line[x] = columns[x][y];
-            transform_back(line, result);
-            for (int x = 0; x < SIDE; x++) {
+            Vector result[LARGE];
+            read_row(side, columns, y, result);
+            for (int x = 0; x < side; x++) {
                 long at = place.left + x * step;
                 if (at >= job->target_width) break;
                 long pixel = (place.picture * job->target_height + row) * job->target_width + at;
@@ -177,17 +239,75 @@ static void write_tile(const Convolution *job, Place place, const float *from, f
                 totals[x] = add(totals[x], value);
             }
         }
-        for (int x = 0; sums && x < SIDE; x++) {
-            long at = place.left + x * step;
-            if (at >= job->target_width) break;
-            float *sum = sums + (place.picture * job->target_width + at) * outputs + channel;
-            _mm256_storeu_ps(sum, add(_mm256_loadu_ps(sum), totals[x]));
-        }
+        if (sums) add_sums(side, job, place, outputs, totals, sums + channel);
     }
 }
 
-/* The adjoint of `transform_back`: what six products add up to, of the gradient of four pixels in a line. */
-static inline void transform_gradient(const Vector y[SIDE], Vector m[SEEN]) {
+/* e to the x, for x up to 88: two to a whole number times a Taylor series. What is no number stays none. */
+static inline Vector exponential(Vector x) {
+    static const float log2 = 0.693147181f, log2_high = 0.693145752f, log2_low = 1.42860677e-6f;
+    Vector whole = _mm256_round_ps(times(1 / log2, x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Vector rest = minus(log2_low, whole, minus(log2_high, whole, x)), sum = all(1.0f / 5040);
+    static const float series[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
+    for (int power = 0; power < 7; power++) sum = _mm256_fmadd_ps(sum, rest, all(series[power]));
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(sum, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+/* e to the -x, for an x that is brought so near to zero that two of these can be multiplied. */
+static inline Vector decay(Vector x) {
+    Vector bound = _mm256_max_ps(all(-43), _mm256_min_ps(all(43), x)); /* the second where it is no number */
+    return exponential(sub(_mm256_setzero_ps(), bound));
+}
+
+static inline Vector sigmoid(Vector x) { return _mm256_div_ps(all(1), add(all(1), decay(x))); }
+
+/* The sigmoid of a gate times the hyperbolic tangent of a value, for one division. */
+static inline Vector let_through(Vector gate, Vector value) {
+    Vector twice = decay(add(value, value));
+    return _mm256_div_ps(sub(all(1), twice), _mm256_mul_ps(add(all(1), decay(gate)), add(all(1), twice)));
+}
+
+/* Writes a tile as `write_tile` does, but of an LSTM: what is convolved are its gates (input, candidate, output and,
+   unless it is the first step, forget), and what is written is the next state, hidden into target and cell into cell. */
+INLINE void write_state(const long side, const Convolution *job, Place place, const float *from, float *sums) {
+    const long step = job->dilation, outputs = job->outputs, gates = job->state ? GATES : GATES - 1, width = outputs / gates;
+    const Vector zero = _mm256_setzero_ps();
+    for (long channel = 0; channel < width; channel += LANES) {
+        Vector columns[GATES][SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
+        for (int gate = 0; gate < gates; gate++)
+            read_columns(side, from + gate * width + channel, tiles_at_once(side) * outputs, columns[gate]);
+        for (int y = 0; y < side; y++) {
+            long row = place.top + y * step;
+            if (row >= job->target_height) break;
+            Vector result[GATES][LARGE];
+            for (int gate = 0; gate < gates; gate++) {
+                Vector bias = _mm256_loadu_ps(job->bias + gate * width + channel);
+                read_row(side, columns[gate], y, result[gate]);
+                for (int x = 0; x < side; x++) result[gate][x] = add(result[gate][x], bias);
+            }
+            for (int x = 0; x < side; x++) {
+                long at = place.left + x * step;
+                if (at >= job->target_width) break;
+                long pixel = (place.picture * job->target_height + row) * job->target_width + at;
+                Vector cell = let_through(result[0][x], result[1][x]);
+                if (job->state) {
+                    Vector before = _mm256_loadu_ps(job->cell + pixel * width + channel);
+                    cell = _mm256_fmadd_ps(sigmoid(result[3][x]), before, cell);
+                }
+                Vector hidden = let_through(result[2][x], cell);
+                _mm256_storeu_ps(job->cell + pixel * width + channel, cell);
+                _mm256_storeu_ps(job->target + pixel * width + channel, hidden);
+                totals[x] = add(totals[x], hidden);
+            }
+        }
+        if (sums) add_sums(side, job, place, width, totals, sums + channel);
+    }
+}
+
+/* The adjoint of `transform_back`: what six products add up to, of the gradient of four pixels in a line of a
+   small tile. */
+static inline void transform_gradient(const Vector *y, Vector *m) {
     Vector even = plus(A2, y[2], y[0]), odd = plus(A3, y[3], times(A, y[1]));
     Vector far_even = plus(B2, y[2], y[0]), far_odd = plus(B3, y[3], times(B, y[1]));
     m[0] = y[0];
@@ -198,14 +318,14 @@ static inline void transform_gradient(const Vector y[SIDE], Vector m[SEEN]) {
     m[5] = y[3];
 }
 
-/* Reads the gradient of a tile, `to` + place * TILES * outputs. */
+/* Reads the gradient of a small tile, `to` + place * tiles_at_once * outputs. */
 static void read_gradient(const Convolution *job, Place place, float *to) {
-    const long step = job->dilation, outputs = job->outputs;
+    const long seen = SMALL + BEYOND, step = job->dilation, outputs = job->outputs, apart = tiles_at_once(SMALL) * outputs;
     for (long channel = 0; channel < outputs; channel += LANES) {
-        Vector columns[SIDE][SEEN];
-        for (int x = 0; x < SIDE; x++) {
-            Vector column[SIDE];
-            for (int y = 0; y < SIDE; y++) {
+        Vector columns[SMALL][SEEN];
+        for (int x = 0; x < SMALL; x++) {
+            Vector column[SMALL];
+            for (int y = 0; y < SMALL; y++) {
                 long row = place.top + y * step, at = place.left + x * step;
                 long pixel = (place.picture * job->target_height + row) * job->target_width + at;
                 int there = row < job->target_height && at < job->target_width;
@@ -213,11 +333,11 @@ static void read_gradient(const Convolution *job, Place place, float *to) {
             }
             transform_gradient(column, columns[x]);
         }
-        for (int y = 0; y < SEEN; y++) {
-            Vector line[SIDE], result[SEEN];
-            for (int x = 0; x < SIDE; x++) line[x] = columns[x][y];
+        for (int y = 0; y < seen; y++) {
+            Vector line[SMALL], result[SEEN];
+            for (int x = 0; x < SMALL; x++) line[x] = columns[x][y];
             transform_gradient(line, result);
-            for (int x = 0; x < SEEN; x++) _mm256_store_ps(to + (y * SEEN + x) * TILES * outputs + channel, result[x]);
+            for (int x = 0; x < seen; x++) _mm256_store_ps(to + (y * seen + x) * apart + channel, result[x]);
         }
     }
 }
@@ -245,116 +365,129 @@ static inline void accumulate(const float *seen, const float *wanted, float *sum
 }
 
 /* Room for the transformed tiles of a thread, and where that of their outputs begins. */
-static float *make_room(Convolution *job, float **given) {
-    float *seen = aligned_alloc(64, sizeof(float) * PLACES * TILES * (job->inputs + job->outputs));
+static float *make_room(Convolution *job, long side, float **given) {
+    const long tiles = places_of(side) * tiles_at_once(side);
+    float *seen = aligned_alloc(64, sizeof(float) * tiles * (job->inputs + job->outputs));
     if (!seen) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-    *given = seen + PLACES * TILES * job->inputs;
+    *given = seen + tiles * job->inputs;
     return seen;
 }
 
 /* Sums parts of the gradient of a kernel until there are none left: what each thread runs. They are zero before. */
 void sapnet_kernel_gradient(void *shared) {
     Convolution *job = shared;
-    const long inputs = job->inputs, outputs = job->outputs;
-    const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
-    const long tiles = job->count * down * across;
-    float *wanted, *seen = make_room(job, &wanted);
+    const long inputs = job->inputs, outputs = job->outputs, places = places_of(SMALL), at_once = tiles_at_once(SMALL);
+    const Tiling tiling = tiling_of(job, SMALL);
+    float *wanted, *seen = make_room(job, SMALL, &wanted);
     if (!seen) return;
     for (;;) {
         long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
         if (part >= job->parts) break;
-        float *sums = job->kernel + part * PLACES * inputs * outputs;
-        long end = tiles * (part + 1) / job->parts;
-        for (long begin = tiles * part / job->parts; begin < end; begin += TILES) {
-            long number = end - begin < TILES ? end - begin : TILES;
+        float *sums = job->kernel + part * places * inputs * outputs;
+        long end = tiling.number * (part + 1) / job->parts;
+        for (long begin = tiling.number * part / job->parts; begin < end; begin += at_once) {
+            long number = end - begin < at_once ? end - begin : at_once;
             for (long tile = 0; tile < number; tile++) {
-                Place place = place_of(job, begin + tile, down, across);
-                read_tile(job, place, seen + tile * inputs);
+                Place place = place_of(job, SMALL, tiling, begin + tile);
+                read_tile(SMALL, job, place, seen + tile * inputs);
                 read_gradient(job, place, wanted + tile * outputs);
             }
-            for (long place = 0; place < PLACES; place++)
+            for (long place = 0; place < places; place++)
                 for (long output = 0; output < outputs; output += OUTPUTS)
                     for (long input = 0; input < inputs; input += INPUTS)
-                        accumulate(seen + place * TILES * inputs + input, wanted + place * TILES * outputs + output,
+                        accumulate(seen + place * at_once * inputs + input, wanted + place * at_once * outputs + output,
                                    sums + (place * outputs + output) * inputs + input * OUTPUTS, number, inputs, outputs);
         }
     }
     free(seen);
 }
 
-/* Takes parts of the tiles until there are none left: what each thread runs. Sums are zero before. */
-void sapnet_convolve(void *shared) {
-    Convolution *job = shared;
-    const long inputs = job->inputs, outputs = job->outputs;
-    const long down = tiles_along(job->target_height, job->dilation), across = tiles_along(job->target_width, job->dilation);
-    const long tiles = job->count * down * across;
-    const long parts = job->sums ? job->parts : (tiles + TILES - 1) / TILES;
-    float *given, *seen = make_room(job, &given);
+/* Takes parts of the tiles until there are none left. */
+INLINE void convolve(const long side, Convolution *job) {
+    const long inputs = job->inputs, outputs = job->outputs, places = places_of(side), at_once = tiles_at_once(side);
+    const long channels = job->cell ? outputs / (job->state ? GATES : GATES - 1) : outputs;
+    const Tiling tiling = tiling_of(job, side);
+    const long parts = job->sums ? job->parts : (tiling.number + at_once - 1) / at_once;
+    float *given, *seen = make_room(job, side, &given);
     if (!seen) return;
     for (;;) {
         long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
         if (part >= parts) break;
-        float *sums = job->sums ? job->sums + part * job->count * job->target_width * outputs : NULL;
-        long end = tiles * (part + 1) / parts;
-        for (long begin = tiles * part / parts; begin < end; begin += TILES) {
-            long number = end - begin < TILES ? end - begin : TILES;
+        float *sums = job->sums ? job->sums + part * job->count * job->target_width * channels : NULL;
+        long end = tiling.number * (part + 1) / parts;
+        for (long begin = tiling.number * part / parts; begin < end; begin += at_once) {
+            long number = end - begin < at_once ? end - begin : at_once;
             for (long tile = 0; tile < number; tile++)
-                read_tile(job, place_of(job, begin + tile, down, across), seen + tile * inputs);
+                read_tile(side, job, place_of(job, side, tiling, begin + tile), seen + tile * inputs);
             for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
-                for (long place = 0; place < PLACES; place++)
-                    for (long input = 0; input < inputs; input++) seen[(place * TILES + tile) * inputs + input] = 0;
-            for (long place = 0; place < PLACES; place++)
+                for (long place = 0; place < places; place++)
+                    for (long input = 0; input < inputs; input++) seen[(place * at_once + tile) * inputs + input] = 0;
+            for (long place = 0; place < places; place++)
                 for (long output = 0; output < outputs; output += OUTPUTS)
                     for (long tile = 0; tile < number; tile += ROWS)
-                        multiply(seen + (place * TILES + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
-                                 given + (place * TILES + tile) * outputs + output, inputs, outputs);
-            for (long tile = 0; tile < number; tile++)
-                write_tile(job, place_of(job, begin + tile, down, across), given + tile * outputs, sums);
+                        multiply(seen + (place * at_once + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
+                                 given + (place * at_once + tile) * outputs + output, inputs, outputs);
+            for (long tile = 0; tile < number; tile++) {
+                Place place = place_of(job, side, tiling, begin + tile);
+                if (job->cell) write_state(side, job, place, given + tile * outputs, sums);
+                else write_tile(side, job, place, given + tile * outputs, sums);
+            }
         }
     }
     free(seen);
 }
 
-/* e to the x, for x up to 88: two to a whole number times a Taylor series. What is no number stays none. */
-static inline Vector exponential(Vector x) {
-    static const float log2 = 0.693147181f, log2_high = 0.693145752f, log2_low = 1.42860677e-6f;
-    Vector whole = _mm256_round_ps(times(1 / log2, x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Vector rest = minus(log2_low, whole, minus(log2_high, whole, x)), sum = all(1.0f / 5040);
-    static const float series[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
-    for (int power = 0; power < 7; power++) sum = _mm256_fmadd_ps(sum, rest, all(series[power]));
-    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(sum, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+/* What each thread of a convolution runs. Sums are zero before. */
+void sapnet_convolve(void *shared) {
+    Convolution *job = shared;
+    if (job->side == SMALL) convolve(SMALL, job);
+    else convolve(LARGE, job);
 }
 
-static inline Vector sigmoid(Vector x) {
-    Vector bound = _mm256_max_ps(all(-87), _mm256_min_ps(all(87), x)); /* the second where it is no number */
-    return _mm256_div_ps(all(1), add(all(1), exponential(sub(_mm256_setzero_ps(), bound))));
+static inline float total(Vector x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
 }
 
-static inline Vector hyperbolic_tangent(Vector x) { return plus(2, sigmoid(add(x, x)), all(-1)); }
-
-/* Takes runs of pixels until there are none left: what each thread runs. */
-void sapnet_recur(void *shared) {
-    Recurrence *job = shared;
-    const long width = job->width, run = 256, parts = job->first ? 3 : 4;
-    for (;;) {
-        long pixel = __atomic_fetch_add(&job->next, run, __ATOMIC_RELAXED);
-        if (pixel >= job->pixels) break;
-        long end = pixel + run < job->pixels ? pixel + run : job->pixels;
-        for (; pixel < end; pixel++) {
-            const float *gates = job->gates + pixel * parts * width;
-            float *cells = job->cell + pixel * width, *hidden = job->hidden + pixel * width;
-            for (long channel = 0; channel < width; channel += LANES) {
-                Vector enter = sigmoid(_mm256_loadu_ps(gates + channel));
-                Vector cell = _mm256_mul_ps(enter, hyperbolic_tangent(_mm256_loadu_ps(gates + width + channel)));
-                if (!job->first) {
-                    Vector keep = sigmoid(_mm256_loadu_ps(gates + 3 * width + channel));
-                    cell = _mm256_fmadd_ps(keep, _mm256_loadu_ps(cells + channel), cell);
+/* Takes rows of images until there are none left: what each thread of a convolution to COLOURS runs, as it is, without
+   tiles, as what it gives is little. The kernel is (3, 3, COLOURS, inputs), and a row and column beyond the edges zero. */
+void sapnet_project(void *shared) {
+    Convolution *job = shared;
+    const long inputs = job->inputs, height = job->height, width = job->width;
+    float *zeros = calloc(inputs, sizeof(float));
+    if (!zeros) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+    while (zeros) {
+        const long line = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED), row = line % height;
+        if (line >= job->count * height) break;
+        for (long at = 0; at < width; at += PIXELS) {
+            Vector sums[PIXELS][COLOURS];
+            for (int pixel = 0; pixel < PIXELS; pixel++)
+                for (int colour = 0; colour < COLOURS; colour++) sums[pixel][colour] = _mm256_setzero_ps();
+            for (long tap = 0; tap < 9; tap++) {
+                const long down = tap / 3 - 1, first = at + tap % 3 - 1;
+                if (row + down < 0 || row + down >= height) continue;
+                const float *kernel = job->kernel + tap * COLOURS * inputs, *seen[PIXELS];
+                for (int pixel = 0; pixel < PIXELS; pixel++) {
+                    int there = first + pixel >= 0 && first + pixel < width;
+                    seen[pixel] = there ? job->source + ((line + down) * width + first + pixel) * inputs : zeros;
                 }
-                Vector leave = sigmoid(_mm256_loadu_ps(gates + 2 * width + channel));
-                _mm256_storeu_ps(cells + channel, cell);
-                _mm256_storeu_ps(hidden + channel, _mm256_mul_ps(leave, hyperbolic_tangent(cell)));
+                for (long channel = 0; channel < inputs; channel += LANES) {
+                    Vector weights[COLOURS];
+                    for (int colour = 0; colour < COLOURS; colour++)
+                        weights[colour] = _mm256_loadu_ps(kernel + colour * inputs + channel);
+                    for (int pixel = 0; pixel < PIXELS; pixel++) {
+                        Vector value = _mm256_loadu_ps(seen[pixel] + channel);
+                        for (int colour = 0; colour < COLOURS; colour++)
+                            sums[pixel][colour] = _mm256_fmadd_ps(value, weights[colour], sums[pixel][colour]);
+                    }
+                }
             }
+            float *target = job->target + (line * width + at) * COLOURS;
+            for (int pixel = 0; pixel < PIXELS && at + pixel < width; pixel++)
+                for (int colour = 0; colour < COLOURS; colour++)
+                    target[pixel * COLOURS + colour] = total(sums[pixel][colour]) + job->bias[colour];
         }
     }
+    free(zeros);
 }

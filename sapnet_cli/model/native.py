@@ -1,17 +1,19 @@
-"""What is in C, `native.c`, for float32 on x86 CPUs with AVX2: 3x3 convolutions, and a step of the LSTM.
+"""What is in C, `native.c`, for float32 on x86 CPUs with AVX2: 3x3 convolutions, one to an image, and an LSTM's step.
 
 PyTorch's convolutions run at the peak of such a CPU, so that nothing but fewer multiplications makes them faster. These
-need a quarter of them, by Winograd's F(4x4, 3x3), take two fifths of the time, and are as exact. The build of the
-package compiles the file where a C compiler is at hand (`hatch_build.py`); where none was, or on another CPU or system,
-`is_available` says no, and PyTorch computes all.
+need a quarter of them or fewer, by Winograd's F(4x4, 3x3) or F(6x6, 3x3), take a third of the time, and round to the
+fifth digit. The build of the package compiles the file where a C compiler is at hand (`hatch_build.py`); where none
+was, or on another CPU or system, `is_available` says no, and PyTorch computes all.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -20,14 +22,14 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("native.c")
 
-POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
-"""Beside infinity, where a line of pixels, as a polynomial, is multiplied by a line of the kernel."""
+POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)}
+"""Of tiles of each side, beside infinity: where a line of pixels, as a polynomial, meets a line of the kernel."""
+
+SMALL, LARGE = POINTS
+"""Sides of the tiles, whose pixels lie a dilation apart."""
 
 LANES, OUTPUTS = 8, 16
 """What channels come in."""
-
-SIDE = 4
-"""Of a tile, whose pixels lie a dilation apart: what rows come in where that is 1."""
 
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
@@ -37,21 +39,11 @@ class Convolution(ctypes.Structure):
     """That of `native.c`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("source", "kernel", "scale", "bias", "skip", "target", "sums")),
-        *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "outputs", "dilation", "above")),
-        *(
-            (name, ctypes.c_long)
-            for name in ("left", "target_height", "target_width", "relu", "parts", "next", "failed")
-        ),
-    )
-
-
-class Recurrence(ctypes.Structure):
-    """That of `native.c`."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("gates", "cell", "hidden")),
-        *((name, ctypes.c_long) for name in ("pixels", "width", "first", "next")),
+        *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip", "target", "cell")),
+        ("sums", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "own", "outputs", "dilation")),
+        *((name, ctypes.c_long) for name in ("above", "left", "target_height", "target_width", "side", "relu")),
+        *((name, ctypes.c_long) for name in ("parts", "next", "failed")),
     )
 
 
@@ -61,15 +53,25 @@ def is_available() -> bool:
 
 
 def suits(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a convolution of so many channels can be computed so, here."""
-    kind = device.type, dtype, outputs % OUTPUTS, inputs % LANES
-    return kind == ("cpu", torch.float32, 0, 0) and is_available()
+    """Whether a convolution of so many channels can be computed so, here, by `convolve`."""
+    return outputs % OUTPUTS == 0 and suits_image(inputs, device, dtype)
 
 
-def transform(weight: Tensor) -> Tensor:
-    """A kernel, (O, I, 3, 3), as `convolve` takes it, (36, O / 16, I, 16)."""
+def suits_image(inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """The same of one to an image, by `project`."""
+    return (device.type, dtype, inputs % LANES) == ("cpu", torch.float32, 0) and is_available()
+
+
+def choose_side(height: int, width: int, dilation: int) -> int:
+    """Of the tiles that a convolution takes least time by, which gives so many pixels; a large one takes 1.9 small."""
+    small, large = (_tiles_along(side, height, dilation) * _tiles_along(side, width, dilation) for side in POINTS)
+    return LARGE if 1.9 * large < small else SMALL
+
+
+def transform(weight: Tensor, side: int) -> Tensor:
+    """A kernel, (O, I, 3, 3), as `convolve` takes it by tiles of a side, (places of a tile, O / 16, I, 16)."""
     outputs, inputs = weight.shape[:2]
-    placed = (_places() @ weight.double().reshape(-1, 9).t()).to(weight.dtype)
+    placed = (_places(side) @ weight.double().reshape(-1, 9).t()).to(weight.dtype)
     return placed.view(-1, outputs // OUTPUTS, OUTPUTS, inputs).transpose(2, 3).contiguous()
 
 
@@ -89,7 +91,7 @@ def convolve(
 
     Args:
         features: (N, I, H, W), float32, channels last; else they are copied.
-        transformed: by `transform`, of as many inputs.
+        transformed: by `transform`, of as many inputs, for tiles of any side.
         scale: of each output channel, (O,).
         bias: (O,).
         padding: rows of zeros above, and below, and columns at either side.
@@ -109,17 +111,66 @@ def convolve(
     count, _, height, width = features.shape
     above, below, beside = padding
     size = height + above + below - 2 * dilation, width + 2 * (beside - dilation)
-    source, scale, bias = _channels_last(features), scale.contiguous(), bias.contiguous()
+    source = _channels_last(features)
     target = source.new_empty(count, *size, len(bias)) if out is None else out
     _check_place(target, (count, *size, len(bias)))
-    parts = PARTS * torch.get_num_threads()
-    partial = None if sums is None else source.new_zeros(parts, count, size[1], len(bias))
-    others = transformed, scale, bias, None if skip is None else _channels_last(skip), target, partial
-    job = (source, others, target.shape, (above, beside), dilation)
-    _run_convolution("sapnet_convolve", *job, relu=relu, parts=parts)
-    if partial is not None:
-        torch.sum(partial, dim=0, out=sums)
+    skip = None if skip is None else _channels_last(skip)
+    arrays = _Arrays(source, transformed, target, scale=scale.contiguous(), bias=bias.contiguous(), skip=skip)
+    _convolve(arrays, sums, len(bias), (above, beside), dilation, relu)
     return target.permute(0, 3, 1, 2)
+
+
+def recur(
+    features: Tensor,
+    state: Tensor | None,
+    transformed: Tensor,
+    bias: Tensor,
+    cell: Tensor,
+    hidden: Tensor,
+    sums: Tensor | None = None,
+) -> None:
+    """A step of the ConvLSTM (PReNet, eq. 4), into `cell` and `hidden`.
+
+    Args:
+        features: (N, I, H, W), float32, channels last; else they are copied.
+        state: the hidden state before, (N, H, W, C), or None at the first step, which has none and nothing to forget.
+        transformed: the kernel of the gates, by `transform`, of features and state: input, candidate, output and,
+            where there is a state, forget.
+        bias: of the gates, (4 C,) or (3 C,).
+        cell: the cell state, (N, H, W, C), with C a multiple of 8, which a state goes into and comes out of.
+        hidden: where the hidden state goes, in the same way; not where it was.
+        sums: where its sums over rows go, if there is a place, (N, W, C). They depend on how many threads there are.
+
+    Raises:
+        MemoryError: there is none for a few tiles.
+        ValueError: a place is of another shape, or in pieces.
+    """
+    source = _channels_last(features)
+    shape = (*source.shape[:3], len(bias) // (3 if state is None else 4))
+    for place in (cell, hidden, *(() if state is None else (state,))):
+        _check_place(place, shape)
+    arrays = _Arrays(source, transformed, hidden, state=state, bias=bias.contiguous(), cell=cell)
+    _convolve(arrays, sums, len(bias), (1, 1))
+
+
+def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """A 3x3 convolution that keeps the size, to three channels, as it is: what it gives is little.
+
+    Args:
+        features: (N, H, W, I), float32, one pixel after the other, with I a multiple of 8; else they are copied.
+        weight: (3, I, 3, 3).
+        bias: (3,).
+        out: where it goes, (N, H, W, 3), one pixel after the other.
+
+    Raises:
+        MemoryError: there is none.
+        ValueError: features or `out` are of another shape, or `out` is in pieces.
+    """
+    source = features.contiguous()
+    _check_place(source, (*out.shape[:3], weight.shape[1]))
+    _check_place(out, (*source.shape[:3], 3))
+    arrays = _Arrays(source, weight.permute(2, 3, 0, 1).contiguous(), out, bias=bias.contiguous())
+    _run("sapnet_project", arrays, 3, (1, 1), 1, SMALL)
 
 
 def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
@@ -138,31 +189,76 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     """
     inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
     source, wanted = _channels_last(features), _channels_last(gradient)
-    sums = source.new_zeros(parts, len(_places()), outputs // OUTPUTS, inputs, OUTPUTS)
-    others, around = (sums, None, None, None, wanted, None), (dilation, dilation)
-    _run_convolution("sapnet_kernel_gradient", source, others, wanted.shape, around, dilation, parts=parts)
+    sums = source.new_zeros(parts, len(_places(SMALL)), outputs // OUTPUTS, inputs, OUTPUTS)
+    around = (dilation, dilation)
+    _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, around, dilation, SMALL, parts=parts)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
-    return (placed.t() @ _places().float()).view(outputs, inputs, 3, 3)
+    return (placed.t() @ _places(SMALL).float()).view(outputs, inputs, 3, 3)
 
 
-def recur(gates: Tensor, cell: Tensor, hidden: Tensor, first: bool) -> None:
-    """A step of the ConvLSTM (PReNet, eq. 4) for each pixel, into `cell` and `hidden`.
+@dataclass(frozen=True)
+class _Arrays:
+    """What `Convolution` of `native.c` points to."""
 
-    Args:
-        gates: what its convolution gave, (N, H, W, 4 C): input, candidate, output and forget gate; without the last at
-            the first step.
-        cell: the cell state, (N, H, W, C), one pixel after the other, with C a multiple of 8.
-        hidden: the hidden state, in the same way.
-        first: whether there is no state yet.
+    source: Tensor
+    kernel: Tensor
+    target: Tensor
+    state: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    skip: Tensor | None = None
+    cell: Tensor | None = None
+    sums: Tensor | None = None
 
-    Raises:
-        ValueError: a state is of another shape than the gates, or in pieces.
-    """
-    for state in (cell, hidden):
-        _check_place(state, (*gates.shape[:3], gates.shape[3] // (3 if first else 4)))
-    gates, width = gates.contiguous(), cell.shape[-1]
-    pointers = gates.data_ptr(), cell.data_ptr(), hidden.data_ptr()
-    _run("sapnet_recur", Recurrence(*pointers, cell.numel() // width, width, first, 0))
+
+def _convolve(
+    arrays: _Arrays,
+    sums: Tensor | None,
+    outputs: int,
+    padding: tuple[int, int],
+    dilation: int = 1,
+    relu: bool = False,
+) -> None:
+    """Runs a convolution, whose target has sums over rows, or none."""
+    count, _, width, channels = arrays.target.shape
+    parts = PARTS * torch.get_num_threads()
+    partial = None if sums is None else arrays.target.new_zeros(parts, count, width, channels)
+    side = math.isqrt(len(arrays.kernel)) - 2
+    _run("sapnet_convolve", replace(arrays, sums=partial), outputs, padding, dilation, side, relu, parts)
+    if partial is not None:
+        torch.sum(partial, dim=0, out=sums)
+
+
+def _run(
+    function: str,
+    arrays: _Arrays,
+    outputs: int,
+    padding: tuple[int, int],
+    dilation: int,
+    side: int,
+    relu: bool = False,
+    parts: int = 0,
+) -> None:
+    """One function of `native.c`."""
+    runner = _runner()
+    if runner is None:
+        raise RuntimeError("nothing compiled is here")
+    job = Convolution(outputs=outputs, dilation=dilation, side=side, relu=relu, parts=parts)
+    job.count, job.height, job.width, job.own = arrays.source.shape
+    job.inputs = job.own + (0 if arrays.state is None else arrays.state.shape[3])
+    job.above, job.left = padding
+    job.target_height, job.target_width = arrays.target.shape[1:3]
+    for name, array in vars(arrays).items():
+        setattr(job, name, None if array is None else array.data_ptr())
+    runner(function, ctypes.addressof(job))
+    if job.failed:
+        raise MemoryError("out of memory")
+
+
+def _tiles_along(side: int, length: int, dilation: int) -> int:
+    """As `native.c` counts them."""
+    rounds, rest = divmod(length, side * dilation)
+    return rounds * dilation + min(rest, dilation)
 
 
 def _channels_last(features: Tensor) -> Tensor:
@@ -174,33 +270,6 @@ def _check_place(place: Tensor, shape: tuple[int, ...]) -> None:
     """C writes wherever it is told to."""
     if place.shape != shape or not place.is_contiguous() or place.dtype != torch.float32:
         raise ValueError(f"a place for {shape} is {place.dtype} of {tuple(place.shape)}, or in pieces")
-
-
-def _run(function: str, job: ctypes.Structure) -> None:
-    runner = _runner()
-    if runner is None:
-        raise RuntimeError("nothing compiled is here")
-    runner(function, ctypes.addressof(job))
-
-
-def _run_convolution(
-    function: str,
-    source: Tensor,
-    others: Sequence[Tensor | None],
-    given: Sequence[int],
-    padding: tuple[int, int],
-    dilation: int,
-    relu: bool = False,
-    parts: int = 0,
-) -> None:
-    """One function of `native.c`, on the arrays that `Convolution` names; what it gives has a shape, (N, H', W', O)."""
-    count, height, width, inputs = source.shape
-    pointers = (None if each is None else each.data_ptr() for each in (source, *others))
-    shape = (count, height, width, inputs, given[3], dilation, *padding, *given[1:3])
-    job = Convolution(*pointers, *shape, relu, parts, 0, 0)
-    _run(function, job)
-    if job.failed:
-        raise MemoryError("out of memory")
 
 
 def compiled_name() -> str:
@@ -231,14 +300,14 @@ def _runner() -> Callable[[str, int], None] | None:
 
 
 @cache
-def _places() -> Tensor:
-    """(36, 9): what the nine values of a kernel are at each place of a transformed tile.
+def _places(side: int) -> Tensor:
+    """What the nine values of a kernel are at each place of a transformed tile of a side, (places, 9).
 
     Along a line of three, at each point, what they are there, over its distances from the other points.
     """
-    lines = [[point**power for power in range(3)] for point in POINTS]
-    for line, point in zip(lines, POINTS):
-        for other in POINTS:
+    lines = [[point**power for power in range(3)] for point in POINTS[side]]
+    for line, point in zip(lines, POINTS[side]):
+        for other in POINTS[side]:
             if other != point:
                 line[:] = [value / (point - other) for value in line]
     along = torch.tensor([*lines, [0.0, 0.0, 1.0]], dtype=torch.float64)
