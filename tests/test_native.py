@@ -150,7 +150,9 @@ def test_on_one_thread_it_gives_the_same(side: int) -> None:
 
 @needs_native
 @pytest.mark.parametrize("dilation", [1, 4])
-def test_its_gradients(dilation: int) -> None:
+@pytest.mark.parametrize("side", native.POINTS)
+def test_its_gradients(dilation: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "choose_side", lambda *_: side)
     torch.manual_seed(0)
     layer = Convolution(32, 64, dilation)
     seen, wanted = features(2, 32, 19, 26).requires_grad_(), features(2, 64, 19, 26, seed=1)

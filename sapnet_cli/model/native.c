@@ -305,38 +305,52 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
     }
 }
 
-/* The adjoint of `transform_back`: what six products add up to, of the gradient of four pixels in a line of a
-   small tile. */
-static inline void transform_gradient(const Vector *y, Vector *m) {
-    Vector even = plus(A2, y[2], y[0]), odd = plus(A3, y[3], times(A, y[1]));
-    Vector far_even = plus(B2, y[2], y[0]), far_odd = plus(B3, y[3], times(B, y[1]));
-    m[0] = y[0];
-    m[1] = add(even, odd);
-    m[2] = sub(even, odd);
-    m[3] = add(far_even, far_odd);
-    m[4] = sub(far_even, far_odd);
-    m[5] = y[3];
+/* The adjoint of `transform_back`: what products add up to, of the gradient of the pixels that a tile gives in a line. */
+INLINE void transform_gradient(const long side, const Vector *y, Vector *m) {
+    if (side == SMALL) {
+        Vector even = plus(A2, y[2], y[0]), odd = plus(A3, y[3], times(A, y[1]));
+        Vector next_even = plus(B2, y[2], y[0]), next_odd = plus(B3, y[3], times(B, y[1]));
+        m[0] = y[0];
+        m[1] = add(even, odd);
+        m[2] = sub(even, odd);
+        m[3] = add(next_even, next_odd);
+        m[4] = sub(next_even, next_odd);
+        m[5] = y[3];
+    } else {
+        Vector even = add(y[0], add(y[2], y[4])), odd = add(y[1], add(y[3], y[5]));
+        Vector next_even = plus(0.25f, plus(0.25f, y[4], y[2]), y[0]);
+        Vector next_odd = times(0.5f, plus(0.25f, plus(0.25f, y[5], y[3]), y[1]));
+        Vector last_even = plus(4, plus(4, y[4], y[2]), y[0]), last_odd = times(2, plus(4, plus(4, y[5], y[3]), y[1]));
+        m[0] = y[0];
+        m[1] = add(even, odd);
+        m[2] = sub(even, odd);
+        m[3] = add(next_even, next_odd);
+        m[4] = sub(next_even, next_odd);
+        m[5] = add(last_even, last_odd);
+        m[6] = sub(last_even, last_odd);
+        m[7] = y[5];
+    }
 }
 
-/* Reads the gradient of a small tile, `to` + place * tiles_at_once * outputs. */
-static void read_gradient(const Convolution *job, Place place, float *to) {
-    const long seen = SMALL + BEYOND, step = job->dilation, outputs = job->outputs, apart = tiles_at_once(SMALL) * outputs;
+/* Reads the gradient of a tile, `to` + place * tiles_at_once * outputs. */
+INLINE void read_gradient(const long side, const Convolution *job, Place place, float *to) {
+    const long seen = side + BEYOND, step = job->dilation, outputs = job->outputs, apart = tiles_at_once(side) * outputs;
     for (long channel = 0; channel < outputs; channel += LANES) {
-        Vector columns[SMALL][SEEN];
-        for (int x = 0; x < SMALL; x++) {
-            Vector column[SMALL];
-            for (int y = 0; y < SMALL; y++) {
+        Vector columns[LARGE][SEEN];
+        for (int x = 0; x < side; x++) {
+            Vector column[LARGE];
+            for (int y = 0; y < side; y++) {
                 long row = place.top + y * step, at = place.left + x * step;
                 long pixel = (place.picture * job->target_height + row) * job->target_width + at;
                 int there = row < job->target_height && at < job->target_width;
                 column[y] = there ? _mm256_loadu_ps(job->target + pixel * outputs + channel) : _mm256_setzero_ps();
             }
-            transform_gradient(column, columns[x]);
+            transform_gradient(side, column, columns[x]);
         }
         for (int y = 0; y < seen; y++) {
-            Vector line[SMALL], result[SEEN];
-            for (int x = 0; x < SMALL; x++) line[x] = columns[x][y];
-            transform_gradient(line, result);
+            Vector line[LARGE], result[SEEN];
+            for (int x = 0; x < side; x++) line[x] = columns[x][y];
+            transform_gradient(side, line, result);
             for (int x = 0; x < seen; x++) _mm256_store_ps(to + (y * seen + x) * apart + channel, result[x]);
         }
     }
@@ -373,12 +387,11 @@ static float *make_room(Convolution *job, long side, float **given) {
     return seen;
 }
 
-/* Sums parts of the gradient of a kernel until there are none left: what each thread runs. They are zero before. */
-void sapnet_kernel_gradient(void *shared) {
-    Convolution *job = shared;
-    const long inputs = job->inputs, outputs = job->outputs, places = places_of(SMALL), at_once = tiles_at_once(SMALL);
-    const Tiling tiling = tiling_of(job, SMALL);
-    float *wanted, *seen = make_room(job, SMALL, &wanted);
+/* Sums parts of the gradient of a kernel until there are none left. */
+INLINE void sum_gradient(const long side, Convolution *job) {
+    const long inputs = job->inputs, outputs = job->outputs, places = places_of(side), at_once = tiles_at_once(side);
+    const Tiling tiling = tiling_of(job, side);
+    float *wanted, *seen = make_room(job, side, &wanted);
     if (!seen) return;
     for (;;) {
         long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
@@ -388,9 +401,9 @@ void sapnet_kernel_gradient(void *shared) {
         for (long begin = tiling.number * part / job->parts; begin < end; begin += at_once) {
             long number = end - begin < at_once ? end - begin : at_once;
             for (long tile = 0; tile < number; tile++) {
-                Place place = place_of(job, SMALL, tiling, begin + tile);
-                read_tile(SMALL, job, place, seen + tile * inputs);
-                read_gradient(job, place, wanted + tile * outputs);
+                Place place = place_of(job, side, tiling, begin + tile);
+                read_tile(side, job, place, seen + tile * inputs);
+                read_gradient(side, job, place, wanted + tile * outputs);
             }
             for (long place = 0; place < places; place++)
                 for (long output = 0; output < outputs; output += OUTPUTS)
@@ -400,6 +413,13 @@ void sapnet_kernel_gradient(void *shared) {
         }
     }
     free(seen);
+}
+
+/* What each thread of a gradient runs. Its parts are zero before. */
+void sapnet_kernel_gradient(void *shared) {
+    Convolution *job = shared;
+    if (job->side == SMALL) sum_gradient(SMALL, job);
+    else sum_gradient(LARGE, job);
 }
 
 /* Takes parts of the tiles until there are none left. */

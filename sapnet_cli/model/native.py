@@ -173,13 +173,14 @@ def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None
     _run("sapnet_project", arrays, 3, (1, 1), 1, SMALL)
 
 
-def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
+def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int, side: int) -> Tensor:
     """The gradient of the kernel of a convolution that keeps the size. It depends on how many threads there are.
 
     Args:
         features: what the convolution read, (N, I, H, W), float32.
         gradient: of what it gave, (N, O, H, W).
         dilation: of the convolution, and its padding.
+        side: of the tiles.
 
     Returns:
         (O, I, 3, 3).
@@ -189,11 +190,11 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     """
     inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
     source, wanted = _channels_last(features), _channels_last(gradient)
-    sums = source.new_zeros(parts, len(_places(SMALL)), outputs // OUTPUTS, inputs, OUTPUTS)
+    sums = source.new_zeros(parts, len(_places(side)), outputs // OUTPUTS, inputs, OUTPUTS)
     around = (dilation, dilation)
-    _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, around, dilation, SMALL, parts=parts)
+    _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, around, dilation, side, parts=parts)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
-    return (placed.t() @ _places(SMALL).float()).view(outputs, inputs, 3, 3)
+    return (placed.t() @ _places(side).float()).view(outputs, inputs, 3, 3)
 
 
 @dataclass(frozen=True)
