@@ -170,15 +170,19 @@ class FusedForward:
 
     def _recur_at_once(self, kernel: NativeKernel, first_unit: bool) -> None:
         """Steps the state on in C, which as with its convolutions takes all rows in one pass; gates lie nowhere."""
-        embedded = self.inner
+        sums, state = self._sums_of(self.count), None if first_unit else self.hidden
+        kernel.recur(self._channels_first(self._embed()), state, self.cell, self.spare, sums)
+        self._collect(self.spare, self.one_strip[0], sums=sums)
+
+    def _embed(self) -> Tensor:
+        """All of what `_recur` embeds by strips."""
         for strip in self.strips:
             images, padding = self._images(strip, strip.start - 1, strip.stop + 1, self.weights.dtype)
             place = None if self.whole else strip.of(self.inner)
-            values = self.weights.embed.convolve(images, padding, relu=True, out=place).permute(0, 2, 3, 1)
-            embedded = values if self.whole else self.inner
-        sums, state = self._sums_of(self.count), None if first_unit else self.hidden
-        kernel.recur(self._channels_first(embedded), state, self.cell, self.spare, sums)
-        self._collect(self.spare, self.one_strip[0], sums=sums)
+            values = self.weights.embed.convolve(images, padding, relu=True, out=place)
+            if self.whole:
+                return values.permute(0, 2, 3, 1)
+        return self.inner
 
     def _recur(self, strip: Strip, gates_kernel: Kernel, candidate_kernel: Kernel, first_unit: bool) -> Tensor:
         """Steps the state of a strip on; gives the hidden one, (N, rows, W, C), on the network's device."""

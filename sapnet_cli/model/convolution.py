@@ -35,8 +35,7 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
         (O, I, 3, 3).
     """
     if native.suits(gradient.shape[1], features.shape[1], features.device, features.dtype):
-        side = native.choose_side(features.shape[2], features.shape[3], dilation)
-        return native.kernel_gradient(features, gradient, dilation, side).contiguous(memory_format=torch.channels_last)
+        return native.kernel_gradient(features, gradient, dilation).contiguous(memory_format=torch.channels_last)
     inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
     offsets = (-dilation, 0, dilation)
     result = gradient.new_zeros(3, outputs, 3 * inputs)

@@ -60,29 +60,26 @@ static inline Vector minus(float x, Vector y, Vector z) { return _mm256_fnmadd_p
 
 /* What the pixels that a tile reads in a line are at the points. */
 INLINE void transform(const long side, const Vector *d, Vector *v) {
+    Vector even, odd, next_even, next_odd;
     if (side == SMALL) {
-        Vector even = minus(B2, d[2], d[4]), odd = times(A, minus(B2, d[1], d[3]));
-        Vector far_even = minus(A2, d[2], d[4]), far_odd = times(B, minus(A2, d[1], d[3]));
+        even = minus(B2, d[2], d[4]), odd = times(A, minus(B2, d[1], d[3]));
+        next_even = minus(A2, d[2], d[4]), next_odd = times(B, minus(A2, d[1], d[3]));
         v[0] = minus(SQUARES, d[2], add(d[0], d[4]));
-        v[1] = add(even, odd);
-        v[2] = sub(even, odd);
-        v[3] = add(far_even, far_odd);
-        v[4] = sub(far_even, far_odd);
         v[5] = minus(SQUARES, d[3], add(d[1], d[5]));
     } else {
-        Vector even = add(d[2], minus(4.25f, d[4], d[6])), odd = add(d[1], minus(4.25f, d[3], d[5]));
-        Vector near_even = plus(4, d[2], minus(5, d[4], d[6])), near_odd = plus(2, d[1], minus(2.5f, d[3], times(0.5f, d[5])));
-        Vector far_even = plus(0.25f, d[2], minus(1.25f, d[4], d[6]));
-        Vector far_odd = plus(0.5f, d[1], minus(2.5f, d[3], add(d[5], d[5])));
+        even = add(d[2], minus(4.25f, d[4], d[6])), odd = add(d[1], minus(4.25f, d[3], d[5]));
+        next_even = plus(4, d[2], minus(5, d[4], d[6])), next_odd = plus(2, d[1], minus(2.5f, d[3], times(0.5f, d[5])));
+        Vector last_even = plus(0.25f, d[2], minus(1.25f, d[4], d[6]));
+        Vector last_odd = plus(0.5f, d[1], minus(2.5f, d[3], add(d[5], d[5])));
         v[0] = plus(5.25f, sub(d[2], d[4]), sub(d[6], d[0]));
-        v[1] = add(even, odd);
-        v[2] = sub(even, odd);
-        v[3] = add(near_even, near_odd);
-        v[4] = sub(near_even, near_odd);
-        v[5] = add(far_even, far_odd);
-        v[6] = sub(far_even, far_odd);
+        v[5] = add(last_even, last_odd);
+        v[6] = sub(last_even, last_odd);
         v[7] = plus(5.25f, sub(d[3], d[5]), sub(d[7], d[1]));
     }
+    v[1] = add(even, odd);
+    v[2] = sub(even, odd);
+    v[3] = add(next_even, next_odd);
+    v[4] = sub(next_even, next_odd);
 }
 
 /* The pixels that a tile gives in a line, of products at the points. */
@@ -103,6 +100,29 @@ INLINE void transform_back(const long side, const Vector *m, Vector *y) {
         y[4] = plus(0.0625f, next_sum, plus(16, last_sum, sum));
         y[5] = plus(0.03125f, next_difference, plus(32, last_difference, add(m[7], difference)));
     }
+}
+
+/* The adjoint of `transform_back`: what products add up to, of the gradient of the pixels that a tile gives in a line. */
+INLINE void transform_gradient(const long side, const Vector *y, Vector *m) {
+    Vector even, odd, next_even, next_odd;
+    if (side == SMALL) {
+        even = plus(A2, y[2], y[0]), odd = plus(A3, y[3], times(A, y[1]));
+        next_even = plus(B2, y[2], y[0]), next_odd = plus(B3, y[3], times(B, y[1]));
+        m[5] = y[3];
+    } else {
+        even = add(y[0], add(y[2], y[4])), odd = add(y[1], add(y[3], y[5]));
+        next_even = plus(0.25f, plus(0.25f, y[4], y[2]), y[0]);
+        next_odd = times(0.5f, plus(0.25f, plus(0.25f, y[5], y[3]), y[1]));
+        Vector last_even = plus(4, plus(4, y[4], y[2]), y[0]), last_odd = times(2, plus(4, plus(4, y[5], y[3]), y[1]));
+        m[5] = add(last_even, last_odd);
+        m[6] = sub(last_even, last_odd);
+        m[7] = y[5];
+    }
+    m[0] = y[0];
+    m[1] = add(even, odd);
+    m[2] = sub(even, odd);
+    m[3] = add(next_even, next_odd);
+    m[4] = sub(next_even, next_odd);
 }
 
 /* ROWS tiles times OUTPUTS channels, at one place. */
@@ -162,9 +182,21 @@ static Place place_of(const Convolution *job, long side, Tiling tiling, long til
     return place;
 }
 
+/* Transforms the rows of a tile, or of a gradient, of its transformed columns, and writes them, `to` + place * apart. */
+INLINE void write_rows(const long side, const int gradient, Vector (*columns)[SEEN], float *to, long apart) {
+    const long seen = side + BEYOND, columns_there = gradient ? side : seen;
+    for (int y = 0; y < seen; y++) {
+        Vector line[SEEN], result[SEEN];
+        for (int x = 0; x < columns_there; x++) line[x] = columns[x][y];
+        if (gradient) transform_gradient(side, line, result);
+        else transform(side, line, result);
+        for (int x = 0; x < seen; x++) _mm256_store_ps(to + (y * seen + x) * apart, result[x]);
+    }
+}
+
 /* Reads a tile, `to` + place * tiles_at_once * inputs. */
 INLINE void read_tile(const long side, const Convolution *job, Place place, float *to) {
-    const long seen = side + BEYOND, step = job->dilation, inputs = job->inputs, apart = tiles_at_once(side) * inputs;
+    const long seen = side + BEYOND, step = job->dilation, inputs = job->inputs;
     const long top = place.top - job->above, left = place.left - job->left;
     const int inside = top >= 0 && left >= 0 && top + (seen - 1) * step < job->height && left + (seen - 1) * step < job->width;
     for (long channel = 0; channel < inputs; channel += LANES) {
@@ -181,12 +213,7 @@ INLINE void read_tile(const long side, const Convolution *job, Place place, floa
             }
             transform(side, column, columns[x]);
         }
-        for (int y = 0; y < seen; y++) {
-            Vector line[SEEN], result[SEEN];
-            for (int x = 0; x < seen; x++) line[x] = columns[x][y];
-            transform(side, line, result);
-            for (int x = 0; x < seen; x++) _mm256_store_ps(to + (y * seen + x) * apart + channel, result[x]);
-        }
+        write_rows(side, 0, columns, to + channel, tiles_at_once(side) * inputs);
     }
 }
 
@@ -268,10 +295,13 @@ static inline Vector let_through(Vector gate, Vector value) {
     return _mm256_div_ps(sub(all(1), twice), _mm256_mul_ps(add(all(1), decay(gate)), add(all(1), twice)));
 }
 
+/* Of an LSTM's step; the first has no state, and nothing to forget. */
+INLINE long gates_of(const Convolution *job) { return job->state ? GATES : GATES - 1; }
+
 /* Writes a tile as `write_tile` does, but of an LSTM: what is convolved are its gates (input, candidate, output and,
    unless it is the first step, forget), and what is written is the next state, hidden into target and cell into cell. */
 INLINE void write_state(const long side, const Convolution *job, Place place, const float *from, float *sums) {
-    const long step = job->dilation, outputs = job->outputs, gates = job->state ? GATES : GATES - 1, width = outputs / gates;
+    const long step = job->dilation, outputs = job->outputs, gates = gates_of(job), width = outputs / gates;
     const Vector zero = _mm256_setzero_ps();
     for (long channel = 0; channel < width; channel += LANES) {
         Vector columns[GATES][SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
@@ -305,36 +335,9 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
     }
 }
 
-/* The adjoint of `transform_back`: what products add up to, of the gradient of the pixels that a tile gives in a line. */
-INLINE void transform_gradient(const long side, const Vector *y, Vector *m) {
-    if (side == SMALL) {
-        Vector even = plus(A2, y[2], y[0]), odd = plus(A3, y[3], times(A, y[1]));
-        Vector next_even = plus(B2, y[2], y[0]), next_odd = plus(B3, y[3], times(B, y[1]));
-        m[0] = y[0];
-        m[1] = add(even, odd);
-        m[2] = sub(even, odd);
-        m[3] = add(next_even, next_odd);
-        m[4] = sub(next_even, next_odd);
-        m[5] = y[3];
-    } else {
-        Vector even = add(y[0], add(y[2], y[4])), odd = add(y[1], add(y[3], y[5]));
-        Vector next_even = plus(0.25f, plus(0.25f, y[4], y[2]), y[0]);
-        Vector next_odd = times(0.5f, plus(0.25f, plus(0.25f, y[5], y[3]), y[1]));
-        Vector last_even = plus(4, plus(4, y[4], y[2]), y[0]), last_odd = times(2, plus(4, plus(4, y[5], y[3]), y[1]));
-        m[0] = y[0];
-        m[1] = add(even, odd);
-        m[2] = sub(even, odd);
-        m[3] = add(next_even, next_odd);
-        m[4] = sub(next_even, next_odd);
-        m[5] = add(last_even, last_odd);
-        m[6] = sub(last_even, last_odd);
-        m[7] = y[5];
-    }
-}
-
 /* Reads the gradient of a tile, `to` + place * tiles_at_once * outputs. */
 INLINE void read_gradient(const long side, const Convolution *job, Place place, float *to) {
-    const long seen = side + BEYOND, step = job->dilation, outputs = job->outputs, apart = tiles_at_once(side) * outputs;
+    const long step = job->dilation, outputs = job->outputs;
     for (long channel = 0; channel < outputs; channel += LANES) {
         Vector columns[LARGE][SEEN];
         for (int x = 0; x < side; x++) {
@@ -347,12 +350,7 @@ INLINE void read_gradient(const long side, const Convolution *job, Place place, 
             }
             transform_gradient(side, column, columns[x]);
         }
-        for (int y = 0; y < seen; y++) {
-            Vector line[LARGE], result[SEEN];
-            for (int x = 0; x < side; x++) line[x] = columns[x][y];
-            transform_gradient(side, line, result);
-            for (int x = 0; x < seen; x++) _mm256_store_ps(to + (y * seen + x) * apart + channel, result[x]);
-        }
+        write_rows(side, 1, columns, to + channel, tiles_at_once(side) * outputs);
     }
 }
 
@@ -425,7 +423,7 @@ void sapnet_kernel_gradient(void *shared) {
 /* Takes parts of the tiles until there are none left. */
 INLINE void convolve(const long side, Convolution *job) {
     const long inputs = job->inputs, outputs = job->outputs, places = places_of(side), at_once = tiles_at_once(side);
-    const long channels = job->cell ? outputs / (job->state ? GATES : GATES - 1) : outputs;
+    const long channels = job->cell ? outputs / gates_of(job) : outputs;
     const Tiling tiling = tiling_of(job, side);
     const long parts = job->sums ? job->parts : (tiling.number + at_once - 1) / at_once;
     float *given, *seen = make_room(job, side, &given);

@@ -173,14 +173,13 @@ def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None
     _run("sapnet_project", arrays, 3, (1, 1), 1, SMALL)
 
 
-def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int, side: int) -> Tensor:
+def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
     """The gradient of the kernel of a convolution that keeps the size. It depends on how many threads there are.
 
     Args:
         features: what the convolution read, (N, I, H, W), float32.
         gradient: of what it gave, (N, O, H, W).
         dilation: of the convolution, and its padding.
-        side: of the tiles.
 
     Returns:
         (O, I, 3, 3).
@@ -189,6 +188,7 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int, side: int
         MemoryError: there is none for a few tiles.
     """
     inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
+    side = choose_side(features.shape[2], features.shape[3], dilation)
     source, wanted = _channels_last(features), _channels_last(gradient)
     sums = source.new_zeros(parts, len(_places(side)), outputs // OUTPUTS, inputs, OUTPUTS)
     around = (dilation, dilation)
