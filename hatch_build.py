@@ -16,7 +16,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FLAGS = ("-O3", "-mavx2", "-mfma", "-shared", "-fPIC")
+FLAGS = ("-O3", "-shared", "-fPIC")
+SETS = {"avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma")}
+"""Of instructions: each is compiled for, and the CPU that runs it has the best of them that it can. As in native.py."""
 
 
 class NativeBuildHook(BuildHookInterface):
@@ -29,31 +31,34 @@ class NativeBuildHook(BuildHookInterface):
         if self.target_name != "wheel":
             return
         source = Path(self.root, "sapnet_cli", "model", "native.c")
-        # as `compiled_name` in native.py, which cannot be imported here, where there is no torch
-        compiled = source.with_name(f"_native-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.so")
-        if not compile_source(source, compiled):
+        compiled = compile_source(source)
+        if not compiled:
             self.app.display_warning("native.c is not compiled, for want of an x86 CPU, Linux or a C compiler")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
-        build_data["force_include"][str(compiled)] = f"sapnet_cli/model/{compiled.name}"
+        for file in compiled:
+            build_data["force_include"][str(file)] = f"sapnet_cli/model/{file.name}"
 
 
-def compile_source(source: Path, compiled: Path) -> bool:
-    """Whether it could."""
+def compile_source(source: Path) -> list[Path]:
+    """The compiled files, beside the source, for each of `SETS`; none where it could not."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
-        return False
+        return []
     named = shlex.split(os.environ.get("CC", ""))
     compiler = named or [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))][:1]
     if not compiler:
-        return False
+        return []
+    # as `compiled_name` in native.py, which cannot be imported here, where there is no torch
+    stem = f"_native-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
     try:
         with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-            fresh = Path(folder, "native.so")
-            subprocess.run([*compiler, *FLAGS, "-o", str(fresh), str(source)], check=True, capture_output=True)  # noqa: S603
+            fresh = [Path(folder, f"{stem}-{instructions}.so") for instructions in SETS]
+            for file, flags in zip(fresh, SETS.values()):
+                command = [*compiler, *FLAGS, *flags, "-o", str(file), str(source)]
+                subprocess.run(command, check=True, capture_output=True)  # noqa: S603
             for old in source.parent.glob("_native-*.so"):
                 old.unlink(missing_ok=True)
-            fresh.replace(compiled)
+            return [file.replace(source.with_name(file.name)) for file in fresh]
     except (OSError, subprocess.CalledProcessError):
-        return False
-    return True
+        return []

@@ -592,7 +592,8 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for bytes_too, exactly, in_c, has_bf16, expected in (
         (True, True, True, True, torch.int8),
-        (True, True, True, False, torch.int8),
+        (True, True, True, False, torch.float32),
+        (True, True, False, False, torch.int8),
         (True, False, False, False, torch.int8),
         (True, False, True, False, torch.float32),
         (False, False, True, True, torch.bfloat16),

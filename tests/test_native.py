@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -18,8 +20,19 @@ from sapnet_cli.engine.hardware import choose_precision
 from sapnet_cli.model import native
 from sapnet_cli.model.convolution import Convolution
 
+pytestmark = pytest.mark.usefixtures("instructions")
 needs_native = pytest.mark.skipif(not native.is_available(), reason="not compiled, or no x86 CPU with AVX2")
 CHANNELS_LAST = torch.channels_last
+native_program = native._program
+
+
+@pytest.fixture(params=[name for name, are_here in native.SETS.items() if are_here()] or [None])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Each set of instructions that this CPU has: all is asked of what is compiled for any of them."""
+    if native.is_available():
+        program = native._load(request.param)
+        monkeypatch.setattr(native, "_program", lambda: program)
+    return cast("str | None", request.param)
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:
@@ -35,15 +48,22 @@ def test_it_is_compiled_wherever_it_can_be() -> None:
 
 
 @needs_native
+def test_it_takes_the_best_instructions(instructions: str) -> None:
+    assert native.lanes() == {"avx512": 16, "avx2": 8}[instructions]
+    best = next(name for name, are_here in native.SETS.items() if are_here())
+    assert cast(native._Program, native_program()).lanes == cast(native._Program, native._load(best)).lanes
+
+
+@needs_native
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4), (17, 23), (40, 70)])
 @pytest.mark.parametrize("dilation", [1, 2, 5, 16])
-@pytest.mark.parametrize("channels", [(8, 16), (32, 32), (64, 96)])
+@pytest.mark.parametrize("times", [(1, 1), (4, 2), (8, 6)])
 @pytest.mark.parametrize(("side", "bound"), [(native.SMALL, 2e-5), (native.LARGE, 1e-4)])
 def test_it_is_the_convolution(
-    size: tuple[int, int], dilation: int, channels: tuple[int, int], side: int, bound: float
+    size: tuple[int, int], dilation: int, times: tuple[int, int], side: int, bound: float
 ) -> None:
     """At any size, also where the kernel reaches beyond the picture on all sides."""
-    inputs, outputs = channels
+    inputs, outputs = times[0] * native.lanes(), times[1] * native.outputs_together()
     seen = features(2, inputs, *size)
     weight, bias = (
         features(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5,
@@ -96,41 +116,88 @@ def test_its_options(padding: tuple[int, int, int], side: int, bound: float) -> 
 @pytest.mark.parametrize("size", [(3, 2), (17, 23), (90, 70)])
 @pytest.mark.parametrize("dilation", [1, 5])
 @pytest.mark.parametrize("side", native.POINTS)
-def test_its_sums_over_rows(size: tuple[int, int], dilation: int, side: int) -> None:
-    """Of each picture and column, and the same each time, whichever thread comes first."""
-    seen, weight = features(3, 8, *size), native.transform(features(32, 8, 3, 3, seed=1), side)
+@pytest.mark.parametrize("following", [1, 4, 16])
+def test_its_sums_over_rectangles(size: tuple[int, int], dilation: int, side: int, following: int) -> None:
+    """Those that each tap of the next convolution sees from the cores, and the same each time, whichever thread comes
+    first."""
+    seen, weight = features(3, 16, *size), native.transform(features(32, 16, 3, 3, seed=1), side)
     kernel = weight, torch.ones(32), torch.zeros(32), (dilation, dilation, dilation), dilation, True
-    sums, again = torch.empty(2, 3, size[1], 32)
-    given = native.convolve(seen, *kernel, sums=sums)
-    assert torch.equal(given, native.convolve(seen, *kernel, sums=again))
+    height, width = size
+    cores = torch.tensor(
+        [[0, height, 0, width], [1, height, 0, width - 1], [height // 3, height // 2, width // 2, width]]
+    )
+    sums, again = torch.empty(2, 3, 3, 3, 32)
+    given = native.convolve(seen, *kernel, rectangles=native.Rectangles(sums, cores, following))
+    assert torch.equal(given, native.convolve(seen, *kernel, rectangles=native.Rectangles(again, cores, following)))
     assert torch.equal(given, native.convolve(seen, *kernel))
-    assert torch.allclose(sums, given.sum(dim=2).permute(0, 2, 1), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(sums, rectangles_of(given, cores, following), rtol=1e-5, atol=1e-3)
     assert torch.equal(sums, again)
+
+
+def rectangles_of(values: Tensor, cores: Tensor, dilation: int) -> Tensor:
+    """What each tap sees of (N, C, H, W) from each core, (N, 3, 3, C)."""
+    beyond = functional.pad(values.double(), (dilation, dilation, dilation, dilation))
+    steps = (0, dilation, 2 * dilation)
+    return (
+        torch.stack(
+            [
+                torch.stack(
+                    [
+                        picture[:, top + down : end + down, left + right : stop + right].sum(dim=(1, 2))
+                        for right in steps
+                    ]
+                )
+                for picture, (top, end, left, stop) in zip(beyond, cores.tolist())
+                for down in steps
+            ]
+        )
+        .view(len(values), 3, 3, -1)
+        .float()
+    )
 
 
 @needs_native
 @pytest.mark.parametrize("side", native.POINTS)
 def test_what_is_no_number_is_not_hidden(side: int) -> None:
     """Weights that give such values are found out by them."""
-    seen, weight = features(1, 8, 9, 9), native.transform(features(16, 8, 3, 3, seed=1), side)
+    seen, weight = features(1, 16, 9, 9), native.transform(features(32, 16, 3, 3, seed=1), side)
     seen[0, 3, 4, 4] = float("nan")
-    for skip in (None, torch.zeros(1, 16, 9, 9)):
-        given = native.convolve(seen, weight, torch.ones(16), torch.zeros(16), (1, 1, 1), 1, True, skip)
+    for skip in (None, torch.zeros(1, 32, 9, 9)):
+        given = native.convolve(seen, weight, torch.ones(32), torch.zeros(32), (1, 1, 1), 1, True, skip)
         assert torch.isnan(given[0, :, 3:6, 3:6]).all()
 
 
 @needs_native
 def test_it_writes_nowhere_else() -> None:
-    seen, weight = features(1, 8, 9, 9), native.transform(features(16, 8, 3, 3), native.LARGE)
-    kernel = weight, torch.ones(16), torch.zeros(16)
-    for place in (torch.empty(1, 8, 9, 16), torch.empty(1, 9, 9, 32)[..., ::2], torch.empty(1, 9, 9, 16).double()):
+    seen, weight = features(1, 16, 9, 9), native.transform(features(32, 16, 3, 3), native.LARGE)
+    kernel = weight, torch.ones(32), torch.zeros(32)
+    for place in (torch.empty(1, 8, 9, 32), torch.empty(1, 9, 9, 64)[..., ::2], torch.empty(1, 9, 9, 32).double()):
         with pytest.raises(ValueError, match="a place for"):
             native.convolve(seen, *kernel, (1, 1, 1), 1, out=place)
-    gates = native.transform(features(32, 16, 3, 3), native.LARGE), torch.zeros(32)
-    right, wrong = torch.empty(1, 9, 9, 8), torch.empty(1, 9, 8, 8)
+    sums, cores = torch.empty(1, 3, 3, 32), torch.tensor([[0, 9, 0, 9]])
+    for each in ((sums[..., :16], cores), (sums, cores.int()), (sums, cores[:, :3])):
+        with pytest.raises(ValueError, match="a place for"):
+            native.convolve(seen, *kernel, (1, 1, 1), 1, rectangles=native.Rectangles(*each, 1))
+    gates = native.transform(features(64, 32, 3, 3), native.LARGE), torch.zeros(64)
+    right, wrong = torch.empty(1, 9, 9, 16), torch.empty(1, 9, 8, 16)
     for state, cell, hidden in ((wrong, right, right), (right, wrong, right), (right, right, wrong)):
         with pytest.raises(ValueError, match="a place for"):
             native.recur(seen, state, *gates, cell, hidden)
+
+
+@needs_native
+@pytest.mark.parametrize("channels", [4, 8, 16, 32])
+def test_networks_of_any_width(channels: int) -> None:
+    """C takes what it can of them: a vector is never wider than what it is written into."""
+    model, image = random_model(channels=channels), random_pixels(40, 50, "float32")
+    given = Engine(model, EngineConfig(device="cpu", precision="fp32")).derain(image)
+    with torch.inference_mode():
+        expected = model.eval()(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    assert abs(given - expected.numpy()).max() < 1e-5
+    half = native.lanes() // 2
+    places = (torch.zeros(1, 5, 7, half) for _ in range(3))
+    with pytest.raises(ValueError, match="multiples"):
+        native.recur(features(1, 2 * half, 5, 7), next(places), torch.zeros(36, 1), torch.zeros(4 * half), *places)
 
 
 @needs_native
@@ -179,8 +246,8 @@ def test_it_is_the_convolution_to_an_image(size: tuple[int, int]) -> None:
 
 
 def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cell and hidden state of an LSTM of 16 channels after a step, by its gates; without a cell it is the first."""
-    gate_in, candidate, gate_out, *forget = gates.double().split(16, dim=3)
+    """Cell and hidden state of an LSTM after a step, by its gates; without a cell it is the first."""
+    gate_in, candidate, gate_out, *forget = gates.double().chunk(3 if cell is None else 4, dim=3)
     after = gate_in.sigmoid() * candidate.tanh()
     if cell is not None:
         after += forget[0].sigmoid() * cell.double()
@@ -193,8 +260,9 @@ def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (29, 40)])
 def test_its_lstm(first: bool, side: int, size: tuple[int, int]) -> None:
     """Of features and state that lie apart, which its convolution reads as if they lay side by side."""
-    seen, inputs, outputs = features(2, 8, *size), 8 if first else 24, 48 if first else 64
-    state, cell, hidden, again = (features(2, 16, *size, seed=seed).permute(0, 2, 3, 1) for seed in range(1, 5))
+    lanes, width = native.lanes(), native.outputs_together()
+    seen, inputs, outputs = features(2, lanes, *size), lanes + (0 if first else width), width * (3 if first else 4)
+    state, cell, hidden, again = (features(2, width, *size, seed=seed).permute(0, 2, 3, 1) for seed in range(1, 5))
     weight, bias = features(outputs, inputs, 3, 3, seed=5) / 9, features(outputs, 1, 1, 1, seed=6).view(-1)
     read = seen if first else torch.cat((seen, state.permute(0, 3, 1, 2)), dim=1)
     gates = functional.conv2d(read.double(), weight.double(), bias.double(), padding=1).permute(0, 2, 3, 1)
@@ -202,23 +270,25 @@ def test_its_lstm(first: bool, side: int, size: tuple[int, int]) -> None:
     gates_kernel, before = (None if first else state, native.transform(weight, side), bias), cell.clone()
     native.recur(seen, *gates_kernel, cell, hidden)
     assert all(torch.allclose(given.double(), exact, atol=1e-4) for given, exact in zip((cell, hidden), expected))
-    sums = torch.empty(2, size[1], 16)
-    native.recur(seen, *gates_kernel, before, again, sums)
+    sums, cores = torch.empty(2, 3, 3, width), torch.tensor([[0, size[0], 0, size[1]]] * 2)
+    native.recur(seen, *gates_kernel, before, again, native.Rectangles(sums, cores, 2))
     assert torch.equal(before, cell)
     assert torch.equal(again, hidden)
-    assert torch.allclose(sums, hidden.sum(dim=1), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(sums, rectangles_of(hidden.permute(0, 3, 1, 2), cores, 2), rtol=1e-5, atol=1e-4)
 
 
 @needs_native
 @pytest.mark.parametrize("first", [False, True])
 def test_its_lstm_at_any_value(first: bool) -> None:
     """To the last bits, also where exponentials end; what is no number is not hidden."""
-    bias = 30 * features(48 if first else 64, 1, 1, 1).view(-1)
+    lanes, width = native.lanes(), native.outputs_together()
+    bias = 30 * features(width * (3 if first else 4), 1, 1, 1).view(-1)
     bias[:4], bias[4] = torch.tensor([-1e4, 1e4, 0, 1e-6]), float("nan")
-    cell, hidden = features(1, 16, 5, 7, seed=1).permute(0, 2, 3, 1), torch.empty(1, 5, 7, 16)
+    cell, hidden = features(1, width, 5, 7, seed=1).permute(0, 2, 3, 1), torch.empty(1, 5, 7, width)
     expected = stepped(bias.expand(1, 5, 7, -1), None if first else cell)
-    kernel = native.transform(torch.zeros(len(bias), 8 if first else 24, 3, 3), native.SMALL)
-    native.recur(features(1, 8, 5, 7), None if first else torch.zeros_like(hidden), kernel, bias, cell, hidden)
+    inputs = lanes + (0 if first else width)
+    kernel = native.transform(torch.zeros(len(bias), inputs, 3, 3), native.SMALL)
+    native.recur(features(1, lanes, 5, 7), None if first else torch.zeros_like(hidden), kernel, bias, cell, hidden)
     for given, exact in zip((cell, hidden), expected):
         assert torch.allclose(given.double(), exact, rtol=1e-5, atol=3e-7, equal_nan=True)
     assert torch.isnan(hidden[..., 4]).all()
@@ -229,22 +299,24 @@ def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(function: str, address: int) -> None:
         native.Convolution.from_address(address).failed = 1
 
-    monkeypatch.setattr(native, "_runner", lambda: fail)
-    kernel = native.transform(features(16, 8, 3, 3), native.SMALL)
+    program = replace(native._need_program(), run=fail)
+    monkeypatch.setattr(native, "_program", lambda: program)
+    kernel = native.transform(features(32, 16, 3, 3), native.SMALL)
     with pytest.raises(MemoryError):
-        native.convolve(features(1, 8, 4, 4), kernel, *torch.ones(2, 16), (1, 1, 1), 1)
+        native.convolve(features(1, 16, 4, 4), kernel, *torch.ones(2, 32), (1, 1, 1), 1)
 
 
-@pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "AVX2"])
+@pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "instructions"])
 def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = random_model(channels=32), random_pixels(40, 50, "float32")
     config = EngineConfig(device="cpu", precision="fp32")
     before = Engine(model, config).derain(image)
-    native._runner.cache_clear()
-    if missing == "AVX2":
-        monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    native_program.cache_clear()
+    monkeypatch.setattr(native, "_program", native_program)
+    if missing == "instructions":
+        monkeypatch.setattr(native, "SETS", {name: lambda: False for name in native.SETS})
     elif missing == "the compiled file":
-        monkeypatch.setattr(native, "compiled_name", lambda: "none.so")
+        monkeypatch.setattr(native, "compiled_name", lambda instructions: "none.so")
     else:
         load = native.ctypes.CDLL
         monkeypatch.setattr(native.ctypes, "CDLL", lambda name: load(name) if name else object())
@@ -253,6 +325,6 @@ def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPat
         after = Engine(model, config).derain(image)
         chosen = choose_precision("auto", torch.device("cpu"))
     finally:
-        native._runner.cache_clear()
+        native_program.cache_clear()
     assert abs(after - before).max() < 1e-5
-    assert chosen != torch.float32 or missing == "AVX2" or not torch.cpu._is_avx2_supported()
+    assert chosen != torch.float32 or not torch.cpu._is_avx2_supported()

@@ -29,13 +29,13 @@ from sapnet_cli.engine.kernels import (
     NativeProjection,
     Padding,
     Ranging,
-    parameters,
     residual_blocks,
     sum_rows,
 )
 from sapnet_cli.engine.pixels import to_float
 from sapnet_cli.engine.planes import Room, Strip, choose_place
 from sapnet_cli.engine.progress import Report, part_of
+from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 Pool: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -105,11 +105,13 @@ class FusedForward:
         room = room or Room()
         room.begin(place)
         self._make_planes((self.count, self.height, self.width, channels), room)
+        self._dilation: int | None = None
         self._columns: Tensor | None = None
         self._rectangles: Tensor | None = None
-        self._dilation = 0
         self.rainy = rainy
         self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
+        edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in self.cores]
+        self._edges = torch.tensor(edges)
         areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores]
         self._areas = torch.tensor(areas, dtype=torch.float32, device=self.weights.device)
         self.pooled: list[Tensor] = []
@@ -170,9 +172,8 @@ class FusedForward:
 
     def _recur_at_once(self, kernel: NativeKernel, first_unit: bool) -> None:
         """Steps the state on in C, which as with its convolutions takes all rows in one pass; gates lie nowhere."""
-        sums, state = self._sums_of(self.count), None if first_unit else self.hidden
-        kernel.recur(self._channels_first(self._embed()), state, self.cell, self.spare, sums)
-        self._collect(self.spare, self.one_strip[0], sums=sums)
+        state, rectangles = None if first_unit else self.hidden, self._see_rectangles()
+        kernel.recur(self._channels_first(self._embed()), state, self.cell, self.spare, rectangles)
 
     def _embed(self) -> Tensor:
         """All of what `_recur` embeds by strips."""
@@ -219,15 +220,18 @@ class FusedForward:
         """`ReLU(CRA(convolution(source)))` into `target` or a plane of its own; for `skip` see `Kernel.convolve`."""
         kernel = self.weights.scaled(convolution, self._attend(convolution, attention))
         self._begin(next_dilation)
-        # in C all is one pass, in tiles of four rows a dilation apart, which would reach far beyond a low strip
-        for strip in self.one_strip if isinstance(kernel, NativeKernel) else self.strips:
+        if isinstance(kernel, NativeKernel):
+            # all in one pass: tiles are rows a dilation apart, and would reach far beyond a low strip
+            beside, place = None if skip is None else self._channels_first(skip), None if self.whole else target
+            values = kernel.convolve(self._channels_first(source), beside, place, self._see_rectangles())
+            return values.permute(0, 2, 3, 1)
+        for strip in self.strips:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
             place = None if self.whole else strip.of(target)
-            sums = self._sums_of(len(rows))
-            values = kernel.convolve(rows, padding, relu=True, skip=beside, positive=positive, out=place, sums=sums)
+            values = kernel.convolve(rows, padding, relu=True, skip=beside, positive=positive, out=place)
             values = values.permute(0, 2, 3, 1)
-            self._collect(values, strip, sums=sums)
+            self._collect(values, strip)
             if self.whole:
                 return values
         return target
@@ -236,8 +240,7 @@ class FusedForward:
         """What attention scales a convolution by, (C,)."""
         if attention is None:
             return None
-        weight, bias = parameters(convolution)
-        pooled = self._pool_of(self._means_of(weight) + bias)
+        pooled = self._pool_of(self._means_of(*self.weights.means(convolution)))
         if self.insistence is not None:
             pooled = self.insistence(pooled)
         return cast(Tensor, attention(pooled.view(1, -1, 1, 1))).view(-1)
@@ -281,29 +284,30 @@ class FusedForward:
 
     def _begin(self, dilation: int | None) -> None:
         """Begins the sums that a convolution of this dilation will need of its input; None where none will."""
-        config = self.weights.model.config
-        needed = dilation is not None and config.attention
-        self._dilation = dilation or 0
+        self._dilation = dilation if self.weights.model.config.attention else None
         self._columns = self._rectangles = None
-        if needed:  # of each picture, from the rows that each of three taps sees
-            self._columns = torch.zeros(self.count, 3, self.width, config.channels, device=self.weights.device)
 
-    def _sums_of(self, count: int) -> Tensor | None:
-        """Room for sums over the rows of so many pictures, (N, W, C), if they are needed."""
-        return None if self._columns is None else self._columns.new_empty(count, *self._columns.shape[2:])
+    def _see_rectangles(self) -> native.Rectangles | None:
+        """What is to be summed in C."""
+        if self._dilation is None:
+            return None
+        self._rectangles = torch.empty(self.count, 3, 3, self.weights.model.config.channels)
+        return native.Rectangles(self._rectangles, self._edges, self._dilation)
 
-    def _collect(self, values: Tensor, strip: Strip, step: float = 1, sums: Tensor | None = None) -> None:
+    def _collect(self, values: Tensor, strip: Strip, step: float = 1) -> None:
         """Adds a strip, (N, rows, W, C), to the sums over the rectangles that the nine taps see from the cores.
 
-        `step` is what a value of one stands for. `sums` are those over rows, (N, W, C), if they are known.
+        `step` is what a value of one stands for.
         """
-        if self._columns is None:
+        if self._dilation is None:
             return
+        if self._columns is None:  # of each picture, from the rows that each of three taps sees
+            self._columns = torch.zeros(self.count, 3, *values.shape[2:], device=self.weights.device)
         offsets = (-self._dilation, 0, self._dilation)
         for index, plane in enumerate(values):
             picture = index + (strip.picture or 0)
             columns, rows = self._columns[picture], self.cores[picture][0]
-            columns.add_(sum_rows(plane) if sums is None else sums[index], alpha=step)
+            columns.add_(sum_rows(plane), alpha=step)
             # what lies above the core as one tap sees it lies above it for all taps below; most often nothing does
             tops, bottoms = ([edge + offset for offset in offsets] for edge in (rows.start, rows.stop))
             beyond = [(above, end, slice(tap, None)) for tap, (above, end) in enumerate(pairwise((0, *tops)))]
@@ -317,18 +321,17 @@ class FusedForward:
         """The sums that were collected, (N, 3, 3, C); the next `_begin` begins anew."""
         if self._rectangles is not None:
             return self._rectangles
-        columns = cast(Tensor, self._columns)
+        columns, dilation = cast(Tensor, self._columns), cast(int, self._dilation)
         self._rectangles = torch.zeros(self.count, 3, 3, columns.shape[-1], device=columns.device)
         for sums, seen, (_, core) in zip(self._rectangles, columns, self.cores):
-            for right, shift in enumerate((-self._dilation, 0, self._dilation)):
+            for right, shift in enumerate((-dilation, 0, dilation)):
                 left, end = max(0, core.start + shift), max(0, min(self.width, core.stop + shift))
                 sums[:, right] = seen[:, left:end].sum(dim=1)
         return self._rectangles
 
-    def _means_of(self, weight: Tensor) -> Tensor:
-        """The mean over each core of what a kernel gives of the collected input, without its bias, (N, C)."""
-        means: Tensor = self._sums().permute(0, 3, 1, 2).flatten(1) @ weight.flatten(1).t() / self._areas[:, None]
-        return means
+    def _means_of(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """The mean over each core of what a kernel, see `lay_for_means`, gives of the collected input, (N, C)."""
+        return torch.addmm(bias, self._sums().flatten(1) / self._areas[:, None], weight)
 
     def _cut(self, pixels: int) -> Iterator[Strip]:
         """Strips of about so many pixels, all about as high."""

@@ -100,9 +100,9 @@ def split_devices(names: str) -> list[str]:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
-    Each pays only where the hardware computes in it: int8 on CPUs with VNNI, or with AVX2 where convolutions in fp32
-    have to do without `native`, bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose mantissa is longer) on GPUs with
-    tensor cores. Elsewhere it is slower than fp32, which auto then takes.
+    Each pays only where the hardware computes in it: int8 on CPUs with AVX512-BF16 or AMX, or with AVX2 where
+    convolutions in fp32 have to do without `native`, bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose mantissa is
+    longer) on GPUs with tensor cores. Elsewhere it is slower than fp32, which auto then takes.
 
     Raises:
         UsageError: no such precision, or not here.
@@ -117,10 +117,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             log.warning("this CPU is slow in %s, and faster in fp32 or --precision auto", name)
         return precision
     if device.type == "cpu":
-        if not multiplies_bytes() or (native.is_available() and not sums_bytes_exactly()):
+        if not multiplies_bytes():
             return fast_float()
-        if not sums_bytes_exactly():
-            log.info("native.c is not compiled; on Linux, install sapnet where there is a C compiler: twice as fast")
+        if not native.is_available():
+            log.info("native.c is not compiled; on Linux, install sapnet where there is a C compiler: faster")
+        elif fast_float() is torch.float32:
+            return torch.float32
         return torch.int8
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
         return torch.float16

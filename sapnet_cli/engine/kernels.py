@@ -46,12 +46,11 @@ class Kernel:
         skip: Tensor | None = None,
         positive: bool = False,
         out: Tensor | None = None,
-        sums: Tensor | None = None,
     ) -> Tensor:
         """A convolution of (N, I, H, W), and what skips it, if anything: `ReLU(ReLU(convolution) + skip)`, or neither.
 
         If `positive` is true nothing in `skip` is negative. What comes out, on the device of the kernel, goes into
-        `out`, (N, H', W', O), too, if there is such a place, and its sums over rows into `sums`, (N, W', O).
+        `out`, (N, H', W', O), too, if there is such a place.
         """
         rows, around = unpad(features, padding)
         result = functional.conv2d(rows, self.weight, self.bias, padding=around, dilation=self.dilation)
@@ -61,18 +60,14 @@ class Kernel:
             result.add_(skip)
             if relu and not positive:
                 result.relu_()
-        values = result.permute(0, 2, 3, 1)
         if out is not None:
-            out.copy_(values)
-        if sums is not None:
-            for picture, place in zip(values, sums):
-                place.copy_(sum_rows(picture))
+            out.copy_(result.permute(0, 2, 3, 1))
         return result
 
 
 @dataclass(frozen=True)
 class NativeKernel:
-    """A kernel as `native.convolve` takes it, which does what a `Kernel` does.
+    """A kernel as `native.convolve` takes it.
 
     Attributes:
         transformed: for tiles of each side, see `native.transform`.
@@ -91,25 +86,23 @@ class NativeKernel:
         return self if scale is None else replace(self, scale=self.scale * scale, bias=self.bias * scale)
 
     def convolve(
+        self, features: Tensor, skip: Tensor | None, out: Tensor | None, rectangles: native.Rectangles | None
+    ) -> Tensor:
+        """`ReLU(ReLU(convolution) + skip)` of (N, I, H, W), at the same size: see `native.convolve`."""
+        around = (self.dilation, self.dilation, self.dilation)
+        kernel = self._for(*features.shape[2:]), self.scale, self.bias
+        return native.convolve(features, *kernel, around, self.dilation, True, skip, out, rectangles)
+
+    def recur(
         self,
         features: Tensor,
-        padding: Padding,
-        relu: bool = False,
-        skip: Tensor | None = None,
-        positive: bool = False,
-        out: Tensor | None = None,
-        sums: Tensor | None = None,
-    ) -> Tensor:
-        """See `Kernel.convolve`."""
-        above, below, beside = padding
-        lost = 2 * self.dilation
-        transformed = self._for(features.shape[2] + above + below - lost, features.shape[3] + 2 * beside - lost)
-        kernel = transformed, self.scale, self.bias
-        return native.convolve(features, *kernel, padding, self.dilation, relu, skip, out, sums)
-
-    def recur(self, features: Tensor, state: Tensor | None, cell: Tensor, hidden: Tensor, sums: Tensor | None) -> None:
+        state: Tensor | None,
+        cell: Tensor,
+        hidden: Tensor,
+        rectangles: native.Rectangles | None,
+    ) -> None:
         """A step of the LSTM whose gates this is the kernel of, see `native.recur`."""
-        native.recur(features, state, self._for(*features.shape[2:]), self.bias, cell, hidden, sums)
+        native.recur(features, state, self._for(*features.shape[2:]), self.bias, cell, hidden, rectangles)
 
     def _for(self, height: int, width: int) -> Tensor:
         """The kernel for what gives so many pixels."""
@@ -144,6 +137,7 @@ class FusedWeights:
         """Takes a network in float32, on `device`, which it keeps the blocks of."""
         self.model, self.dtype, self.device = model, dtype, device
         self._native: dict[nn.Conv2d, NativeKernel | None] = {}
+        self._means: dict[nn.Conv2d, Tensor] = {}
 
     @cached_property
     def project(self) -> Kernel | NativeProjection:
@@ -176,9 +170,11 @@ class FusedWeights:
         return self._put_gates(first_unit=False)
 
     def _put_gates(self, first_unit: bool) -> Gates:
-        together = self.put_native(*gates_kernel(self.model, first_unit))
-        if together is not None:
-            return together
+        width = self.model.config.channels
+        if native.suits_image(width, self.device, self.dtype):
+            together = self.put_native(*gates_kernel(self.model, first_unit))
+            if together is not None:
+                return together
         gates, candidate = split_gates(self.model, first_unit)
         return self.put(*gates), self.put(*candidate)
 
@@ -199,6 +195,13 @@ class FusedWeights:
         transformed = {side: native.transform(weight, side) for side in native.POINTS}
         return NativeKernel(transformed, torch.ones_like(bias), bias, dilation)
 
+    def means(self, convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """A convolution for means of what its taps see, (9 I, O), and its bias, (O,): see `lay_for_means`."""
+        weight, bias = parameters(convolution)
+        if convolution not in self._means:
+            self._means[convolution] = lay_for_means(weight)
+        return self._means[convolution], bias
+
     def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | NativeKernel:
         """The kernel of a convolution with attention's scale folded in, (C,), if any."""
         (weight, bias), dilation = parameters(convolution), convolution.dilation[0]
@@ -210,6 +213,11 @@ class FusedWeights:
         if scale is not None:
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
         return self.put(weight, bias, dilation)
+
+
+def lay_for_means(weight: Tensor) -> Tensor:
+    """A kernel, (O, I, 3, 3), as a matrix, (9 I, O), whose rows follow each other as in (3, 3, I)."""
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 
 def parameters(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:

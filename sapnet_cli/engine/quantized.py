@@ -28,6 +28,7 @@ from sapnet_cli.engine.kernels import (
     Padding,
     Ranging,
     embed_kernel,
+    lay_for_means,
     parameters,
     residual_blocks,
     unpad,
@@ -353,8 +354,9 @@ class QuantizedForward(FusedForward):
         """With attention folded in, and without the shift that the rounding of the kernel gives the mean."""
         kernel = self.weights.convolutions[convolution]
         scale = self._attend(convolution, attention)
-        if self._columns is not None:
-            kernel = kernel.shifted(self._pool_of(self._means_of(kernel.lost)))
+        if self._dilation is not None:
+            lost = lay_for_means(kernel.lost)
+            kernel = kernel.shifted(self._pool_of(self._means_of(lost, lost.new_zeros(lost.shape[1]))))
         return kernel.scaled(scale)
 
 

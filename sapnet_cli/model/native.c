@@ -1,5 +1,5 @@
-/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3) and F(6x6, 3x3), an LSTM's step, and a convolution to an image, for
-   x86 CPUs with AVX2 and FMA; `native.py` says what for.
+/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3) and F(6x6, 3x3), an LSTM's step, a convolution to an image, and sums,
+   for x86 CPUs with AVX2 and FMA, or AVX512; `native.py` says what for.
 
    Features lie channels last, so that each pixel is a run of vectors and dilation but a larger step between pixels. A
    tile is 4x4 or 6x6 pixels that lie `dilation` apart, and reads those around them, too. Lavin and Gray, "Fast
@@ -8,12 +8,70 @@
 
 #include <immintrin.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* So that what depends on the side of a tile is compiled for each of them. */
 #define INLINE static inline __attribute__((always_inline))
 
+#ifdef __AVX512F__
+typedef __m512 Vector;
 enum {
-    LANES = 8,    /* floats of a vector */
+    LANES = 16, /* floats of a vector */
+    ROWS = 12   /* tiles that are multiplied at once: with two vectors of outputs each, most registers are in use */
+};
+
+static inline Vector all(float value) { return _mm512_set1_ps(value); }
+static inline Vector load(const float *from) { return _mm512_loadu_ps(from); }
+static inline void store(float *to, Vector x) { _mm512_storeu_ps(to, x); }
+static inline Vector add(Vector x, Vector y) { return _mm512_add_ps(x, y); }
+static inline Vector sub(Vector x, Vector y) { return _mm512_sub_ps(x, y); }
+static inline Vector mul(Vector x, Vector y) { return _mm512_mul_ps(x, y); }
+static inline Vector over(Vector x, Vector y) { /* by one step of Newton's from 14 bits: a division takes three times as long */
+    Vector inverse = _mm512_rcp14_ps(y);
+    return mul(x, mul(inverse, _mm512_fnmadd_ps(y, inverse, all(2))));
+}
+static inline Vector product_plus(Vector x, Vector y, Vector z) { return _mm512_fmadd_ps(x, y, z); }   /* x y + z */
+static inline Vector less_product(Vector x, Vector y, Vector z) { return _mm512_fnmadd_ps(x, y, z); } /* z - x y */
+static inline Vector smaller(Vector x, Vector y) { return _mm512_min_ps(x, y); } /* the second where one is no number */
+static inline Vector larger(Vector x, Vector y) { return _mm512_max_ps(x, y); }
+static inline Vector nearest(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline Vector by_power(Vector x, Vector of) { return _mm512_scalef_ps(x, of); } /* x times two to a whole number */
+static inline float total(Vector x) { return _mm512_reduce_add_ps(x); }
+#else
+typedef __m256 Vector;
+enum {
+    LANES = 8,
+    ROWS = 6
+};
+
+static inline Vector all(float value) { return _mm256_set1_ps(value); }
+static inline Vector load(const float *from) { return _mm256_loadu_ps(from); }
+static inline void store(float *to, Vector x) { _mm256_storeu_ps(to, x); }
+static inline Vector add(Vector x, Vector y) { return _mm256_add_ps(x, y); }
+static inline Vector sub(Vector x, Vector y) { return _mm256_sub_ps(x, y); }
+static inline Vector mul(Vector x, Vector y) { return _mm256_mul_ps(x, y); }
+static inline Vector over(Vector x, Vector y) { return _mm256_div_ps(x, y); }
+static inline Vector product_plus(Vector x, Vector y, Vector z) { return _mm256_fmadd_ps(x, y, z); }
+static inline Vector less_product(Vector x, Vector y, Vector z) { return _mm256_fnmadd_ps(x, y, z); }
+static inline Vector smaller(Vector x, Vector y) { return _mm256_min_ps(x, y); }
+static inline Vector larger(Vector x, Vector y) { return _mm256_max_ps(x, y); }
+static inline Vector nearest(Vector x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline Vector by_power(Vector x, Vector of) {
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(of), _mm256_set1_epi32(127));
+    return mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+static inline float total(Vector x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+#endif
+
+static inline Vector times(float x, Vector y) { return mul(all(x), y); }
+static inline Vector plus(float x, Vector y, Vector z) { return product_plus(all(x), y, z); }
+static inline Vector minus(float x, Vector y, Vector z) { return less_product(all(x), y, z); }
+
+enum {
     SMALL = 4,    /* side of the pixels that a tile gives */
     LARGE = 6,
     BEYOND = 2,   /* more that it reads along a side */
@@ -21,12 +79,9 @@ enum {
     GATES = 4,    /* of an LSTM, at most */
     COLOURS = 3,  /* of an image */
     PIXELS = 4,   /* of an image that are computed at once: with a sum for each colour all registers are in use */
-    ROWS = 6,     /* tiles that are multiplied at once: with two vectors of outputs each, all registers are in use */
     INPUTS = 4,   /* channels of which a gradient is summed at once */
-    OUTPUTS = 16  /* channels that lie side by side in a kernel */
+    OUTPUTS = 2 * LANES  /* channels that lie side by side in a kernel */
 };
-
-typedef __m256 Vector;
 
 /* What all threads of one convolution share; `Convolution` of `native.py` has the same fields. */
 typedef struct {
@@ -51,12 +106,7 @@ static const float A = 0.70710678f, A2 = 0.5f, A3 = 0.35355339f;
 static const float B = 1.41421356f, B2 = 2.0f, B3 = 2.82842712f;
 static const float SQUARES = 2.5f; /* A2 + B2 */
 
-static inline Vector all(float value) { return _mm256_set1_ps(value); }
-static inline Vector add(Vector x, Vector y) { return _mm256_add_ps(x, y); }
-static inline Vector sub(Vector x, Vector y) { return _mm256_sub_ps(x, y); }
-static inline Vector times(float x, Vector y) { return _mm256_mul_ps(all(x), y); }
-static inline Vector plus(float x, Vector y, Vector z) { return _mm256_fmadd_ps(all(x), y, z); }   /* x y + z */
-static inline Vector minus(float x, Vector y, Vector z) { return _mm256_fnmadd_ps(all(x), y, z); } /* z - x y */
+const long sapnet_lanes = LANES;
 
 /* What the pixels that a tile reads in a line are at the points. */
 INLINE void transform(const long side, const Vector *d, Vector *v) {
@@ -128,19 +178,19 @@ INLINE void transform_gradient(const long side, const Vector *y, Vector *m) {
 /* ROWS tiles times OUTPUTS channels, at one place. */
 static inline void multiply(const float *seen, const float *kernel, float *given, long inputs, long outputs) {
     Vector sums[ROWS][2];
-    for (int row = 0; row < ROWS; row++) sums[row][0] = sums[row][1] = _mm256_setzero_ps();
+    for (int row = 0; row < ROWS; row++) sums[row][0] = sums[row][1] = all(0);
     for (long input = 0; input < inputs; input++) {
-        Vector first = _mm256_loadu_ps(kernel + OUTPUTS * input);
-        Vector second = _mm256_loadu_ps(kernel + OUTPUTS * input + LANES);
+        Vector first = load(kernel + OUTPUTS * input);
+        Vector second = load(kernel + OUTPUTS * input + LANES);
         for (int row = 0; row < ROWS; row++) {
-            Vector value = _mm256_broadcast_ss(seen + row * inputs + input);
-            sums[row][0] = _mm256_fmadd_ps(value, first, sums[row][0]);
-            sums[row][1] = _mm256_fmadd_ps(value, second, sums[row][1]);
+            Vector value = all(seen[row * inputs + input]);
+            sums[row][0] = product_plus(value, first, sums[row][0]);
+            sums[row][1] = product_plus(value, second, sums[row][1]);
         }
     }
     for (int row = 0; row < ROWS; row++) {
-        _mm256_store_ps(given + row * outputs, sums[row][0]);
-        _mm256_store_ps(given + row * outputs + LANES, sums[row][1]);
+        store(given + row * outputs, sums[row][0]);
+        store(given + row * outputs + LANES, sums[row][1]);
     }
 }
 
@@ -190,7 +240,7 @@ INLINE void write_rows(const long side, const int gradient, Vector (*columns)[SE
         for (int x = 0; x < columns_there; x++) line[x] = columns[x][y];
         if (gradient) transform_gradient(side, line, result);
         else transform(side, line, result);
-        for (int x = 0; x < seen; x++) _mm256_store_ps(to + (y * seen + x) * apart, result[x]);
+        for (int x = 0; x < seen; x++) store(to + (y * seen + x) * apart, result[x]);
     }
 }
 
@@ -209,7 +259,7 @@ INLINE void read_tile(const long side, const Convolution *job, Place place, floa
             for (int y = 0; y < seen; y++) {
                 long row = top + y * step, at = left + x * step;
                 int there = inside || (row >= 0 && row < job->height && at >= 0 && at < job->width);
-                column[y] = there ? _mm256_loadu_ps(source + (row * job->width + at) * stride) : _mm256_setzero_ps();
+                column[y] = there ? load(source + (row * job->width + at) * stride) : all(0);
             }
             transform(side, column, columns[x]);
         }
@@ -221,7 +271,7 @@ INLINE void read_tile(const long side, const Convolution *job, Place place, floa
 INLINE void read_columns(const long side, const float *from, long apart, Vector columns[SEEN][LARGE]) {
     for (int x = 0; x < side + BEYOND; x++) {
         Vector column[SEEN];
-        for (int y = 0; y < side + BEYOND; y++) column[y] = _mm256_load_ps(from + (y * (side + BEYOND) + x) * apart);
+        for (int y = 0; y < side + BEYOND; y++) column[y] = load(from + (y * (side + BEYOND) + x) * apart);
         transform_back(side, column, columns[x]);
     }
 }
@@ -237,16 +287,16 @@ INLINE void read_row(const long side, Vector columns[SEEN][LARGE], int y, Vector
 INLINE void add_sums(const long side, const Convolution *job, Place place, long channels, const Vector *totals, float *sums) {
     for (int x = 0; x < side && place.left + x * job->dilation < job->target_width; x++) {
         float *sum = sums + (place.picture * job->target_width + place.left + x * job->dilation) * channels;
-        _mm256_storeu_ps(sum, add(_mm256_loadu_ps(sum), totals[x]));
+        store(sum, add(load(sum), totals[x]));
     }
 }
 
 /* Writes a tile, `from` + place * tiles_at_once * outputs, and adds it to the sums of a part. */
 INLINE void write_tile(const long side, const Convolution *job, Place place, const float *from, float *sums) {
     const long step = job->dilation, outputs = job->outputs;
-    const Vector zero = _mm256_setzero_ps();
+    const Vector zero = all(0);
     for (long channel = 0; channel < outputs; channel += LANES) {
-        Vector scale = _mm256_loadu_ps(job->scale + channel), bias = _mm256_loadu_ps(job->bias + channel);
+        Vector scale = load(job->scale + channel), bias = load(job->bias + channel);
         Vector columns[SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
         read_columns(side, from + channel, tiles_at_once(side) * outputs, columns);
         for (int y = 0; y < side; y++) {
@@ -258,11 +308,11 @@ INLINE void write_tile(const long side, const Convolution *job, Place place, con
                 long at = place.left + x * step;
                 if (at >= job->target_width) break;
                 long pixel = (place.picture * job->target_height + row) * job->target_width + at;
-                Vector value = _mm256_fmadd_ps(result[x], scale, bias);
-                if (job->relu) value = _mm256_max_ps(zero, value); /* the second where it is no number */
-                if (job->skip) value = add(value, _mm256_loadu_ps(job->skip + pixel * outputs + channel));
-                if (job->relu) value = _mm256_max_ps(zero, value);
-                _mm256_storeu_ps(job->target + pixel * outputs + channel, value);
+                Vector value = product_plus(result[x], scale, bias);
+                if (job->relu) value = larger(zero, value); /* the second where it is no number */
+                if (job->skip) value = add(value, load(job->skip + pixel * outputs + channel));
+                if (job->relu) value = larger(zero, value);
+                store(job->target + pixel * outputs + channel, value);
                 totals[x] = add(totals[x], value);
             }
         }
@@ -270,29 +320,23 @@ INLINE void write_tile(const long side, const Convolution *job, Place place, con
     }
 }
 
-/* e to the x, for x up to 88: two to a whole number times a Taylor series. What is no number stays none. */
-static inline Vector exponential(Vector x) {
-    static const float log2 = 0.693147181f, log2_high = 0.693145752f, log2_low = 1.42860677e-6f;
-    Vector whole = _mm256_round_ps(times(1 / log2, x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Vector rest = minus(log2_low, whole, minus(log2_high, whole, x)), sum = all(1.0f / 5040);
-    static const float series[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
-    for (int power = 0; power < 7; power++) sum = _mm256_fmadd_ps(sum, rest, all(series[power]));
-    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(sum, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
-}
-
-/* e to the -x, for an x that is brought so near to zero that two of these can be multiplied. */
+/* e to the -x, for an x that is brought so near to zero that two of these can be multiplied: two to a whole number times
+   a polynomial, the best of its degree, off by 2e-9. What is no number stays none. */
 static inline Vector decay(Vector x) {
-    Vector bound = _mm256_max_ps(all(-43), _mm256_min_ps(all(43), x)); /* the second where it is no number */
-    return exponential(sub(_mm256_setzero_ps(), bound));
+    static const float series[] = {1.5345812e-4f, -1.3399931e-3f, 9.618489e-3f, -5.5503288e-2f, 2.4022647e-1f, -6.9314721e-1f, 1};
+    static const float log2 = 1.44269504f; /* of e */
+    Vector bound = larger(all(-43), smaller(all(43), x)), whole = nearest(times(-log2, bound));
+    Vector rest = plus(log2, bound, whole), sum = all(series[0]);
+    for (int term = 1; term < 7; term++) sum = product_plus(sum, rest, all(series[term]));
+    return by_power(sum, whole);
 }
 
-static inline Vector sigmoid(Vector x) { return _mm256_div_ps(all(1), add(all(1), decay(x))); }
+static inline Vector sigmoid(Vector x) { return over(all(1), add(all(1), decay(x))); }
 
 /* The sigmoid of a gate times the hyperbolic tangent of a value, for one division. */
 static inline Vector let_through(Vector gate, Vector value) {
     Vector twice = decay(add(value, value));
-    return _mm256_div_ps(sub(all(1), twice), _mm256_mul_ps(add(all(1), decay(gate)), add(all(1), twice)));
+    return over(sub(all(1), twice), mul(add(all(1), decay(gate)), add(all(1), twice)));
 }
 
 /* Of an LSTM's step; the first has no state, and nothing to forget. */
@@ -302,7 +346,7 @@ INLINE long gates_of(const Convolution *job) { return job->state ? GATES : GATES
    unless it is the first step, forget), and what is written is the next state, hidden into target and cell into cell. */
 INLINE void write_state(const long side, const Convolution *job, Place place, const float *from, float *sums) {
     const long step = job->dilation, outputs = job->outputs, gates = gates_of(job), width = outputs / gates;
-    const Vector zero = _mm256_setzero_ps();
+    const Vector zero = all(0);
     for (long channel = 0; channel < width; channel += LANES) {
         Vector columns[GATES][SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
         for (int gate = 0; gate < gates; gate++)
@@ -312,7 +356,7 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
             if (row >= job->target_height) break;
             Vector result[GATES][LARGE];
             for (int gate = 0; gate < gates; gate++) {
-                Vector bias = _mm256_loadu_ps(job->bias + gate * width + channel);
+                Vector bias = load(job->bias + gate * width + channel);
                 read_row(side, columns[gate], y, result[gate]);
                 for (int x = 0; x < side; x++) result[gate][x] = add(result[gate][x], bias);
             }
@@ -322,12 +366,12 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
                 long pixel = (place.picture * job->target_height + row) * job->target_width + at;
                 Vector cell = let_through(result[0][x], result[1][x]);
                 if (job->state) {
-                    Vector before = _mm256_loadu_ps(job->cell + pixel * width + channel);
-                    cell = _mm256_fmadd_ps(sigmoid(result[3][x]), before, cell);
+                    Vector before = load(job->cell + pixel * width + channel);
+                    cell = product_plus(sigmoid(result[3][x]), before, cell);
                 }
                 Vector hidden = let_through(result[2][x], cell);
-                _mm256_storeu_ps(job->cell + pixel * width + channel, cell);
-                _mm256_storeu_ps(job->target + pixel * width + channel, hidden);
+                store(job->cell + pixel * width + channel, cell);
+                store(job->target + pixel * width + channel, hidden);
                 totals[x] = add(totals[x], hidden);
             }
         }
@@ -346,7 +390,7 @@ INLINE void read_gradient(const long side, const Convolution *job, Place place, 
                 long row = place.top + y * step, at = place.left + x * step;
                 long pixel = (place.picture * job->target_height + row) * job->target_width + at;
                 int there = row < job->target_height && at < job->target_width;
-                column[y] = there ? _mm256_loadu_ps(job->target + pixel * outputs + channel) : _mm256_setzero_ps();
+                column[y] = there ? load(job->target + pixel * outputs + channel) : all(0);
             }
             transform_gradient(side, column, columns[x]);
         }
@@ -358,21 +402,21 @@ INLINE void read_gradient(const long side, const Convolution *job, Place place, 
 static inline void accumulate(const float *seen, const float *wanted, float *sum, long tiles, long inputs, long outputs) {
     Vector sums[INPUTS][2];
     for (int input = 0; input < INPUTS; input++) {
-        sums[input][0] = _mm256_loadu_ps(sum + input * OUTPUTS);
-        sums[input][1] = _mm256_loadu_ps(sum + input * OUTPUTS + LANES);
+        sums[input][0] = load(sum + input * OUTPUTS);
+        sums[input][1] = load(sum + input * OUTPUTS + LANES);
     }
     for (long tile = 0; tile < tiles; tile++) {
-        Vector first = _mm256_load_ps(wanted + tile * outputs);
-        Vector second = _mm256_load_ps(wanted + tile * outputs + LANES);
+        Vector first = load(wanted + tile * outputs);
+        Vector second = load(wanted + tile * outputs + LANES);
         for (int input = 0; input < INPUTS; input++) {
-            Vector value = _mm256_broadcast_ss(seen + tile * inputs + input);
-            sums[input][0] = _mm256_fmadd_ps(value, first, sums[input][0]);
-            sums[input][1] = _mm256_fmadd_ps(value, second, sums[input][1]);
+            Vector value = all(seen[tile * inputs + input]);
+            sums[input][0] = product_plus(value, first, sums[input][0]);
+            sums[input][1] = product_plus(value, second, sums[input][1]);
         }
     }
     for (int input = 0; input < INPUTS; input++) {
-        _mm256_storeu_ps(sum + input * OUTPUTS, sums[input][0]);
-        _mm256_storeu_ps(sum + input * OUTPUTS + LANES, sums[input][1]);
+        store(sum + input * OUTPUTS, sums[input][0]);
+        store(sum + input * OUTPUTS + LANES, sums[input][1]);
     }
 }
 
@@ -431,7 +475,8 @@ INLINE void convolve(const long side, Convolution *job) {
     for (;;) {
         long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
         if (part >= parts) break;
-        float *sums = job->sums ? job->sums + part * job->count * job->target_width * channels : NULL;
+        const long summed = job->count * job->target_width * channels;
+        float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
         long end = tiling.number * (part + 1) / parts;
         for (long begin = tiling.number * part / parts; begin < end; begin += at_once) {
             long number = end - begin < at_once ? end - begin : at_once;
@@ -455,17 +500,11 @@ INLINE void convolve(const long side, Convolution *job) {
     free(seen);
 }
 
-/* What each thread of a convolution runs. Sums are zero before. */
+/* What each thread of a convolution runs. */
 void sapnet_convolve(void *shared) {
     Convolution *job = shared;
     if (job->side == SMALL) convolve(SMALL, job);
     else convolve(LARGE, job);
-}
-
-static inline float total(Vector x) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
 }
 
 /* Takes rows of images until there are none left: what each thread of a convolution to COLOURS runs, as it is, without
@@ -481,7 +520,7 @@ void sapnet_project(void *shared) {
         for (long at = 0; at < width; at += PIXELS) {
             Vector sums[PIXELS][COLOURS];
             for (int pixel = 0; pixel < PIXELS; pixel++)
-                for (int colour = 0; colour < COLOURS; colour++) sums[pixel][colour] = _mm256_setzero_ps();
+                for (int colour = 0; colour < COLOURS; colour++) sums[pixel][colour] = all(0);
             for (long tap = 0; tap < 9; tap++) {
                 const long down = tap / 3 - 1, first = at + tap % 3 - 1;
                 if (row + down < 0 || row + down >= height) continue;
@@ -493,11 +532,11 @@ void sapnet_project(void *shared) {
                 for (long channel = 0; channel < inputs; channel += LANES) {
                     Vector weights[COLOURS];
                     for (int colour = 0; colour < COLOURS; colour++)
-                        weights[colour] = _mm256_loadu_ps(kernel + colour * inputs + channel);
+                        weights[colour] = load(kernel + colour * inputs + channel);
                     for (int pixel = 0; pixel < PIXELS; pixel++) {
-                        Vector value = _mm256_loadu_ps(seen[pixel] + channel);
+                        Vector value = load(seen[pixel] + channel);
                         for (int colour = 0; colour < COLOURS; colour++)
-                            sums[pixel][colour] = _mm256_fmadd_ps(value, weights[colour], sums[pixel][colour]);
+                            sums[pixel][colour] = product_plus(value, weights[colour], sums[pixel][colour]);
                     }
                 }
             }
@@ -508,4 +547,66 @@ void sapnet_project(void *shared) {
         }
     }
     free(zeros);
+}
+
+/* What sums are needed over; `Sums` of `native.py` has the same fields. */
+typedef struct {
+    const float *plane;               /* (count, height, width, channels) */
+    float *columns;                   /* (parts, count, width, channels): of it over rows; what they are after is no matter */
+    float *rectangles;                /* (count, 3, 3, channels) */
+    const long *cores;                /* (count, 4): first row and end, first column and end */
+    long count, height, width, channels, dilation, parts;
+} Sums;
+
+/* A position, but not beyond either end. */
+static long within(long position, long length) { return position < 0 ? 0 : position > length ? length : position; }
+
+/* Adds rows of a picture to its sums over rows, or takes them away. */
+static void add_rows(const Sums *job, const float *picture, long first, long end, float sign, float *columns) {
+    for (long row = first; row < end; row++)
+        for (long value = 0; value < job->width * job->channels; value += LANES)
+            store(columns + value, plus(sign, load(picture + row * job->width * job->channels + value), load(columns + value)));
+}
+
+/* Sums over columns, first those of some, so that rounding errors do not add up. */
+static Vector sum_columns(const Sums *job, const float *columns, long first, long end) {
+    enum { SOME = 64 };
+    Vector sum = all(0);
+    for (long begin = first; begin < end; begin += SOME) {
+        Vector some = all(0);
+        for (long column = begin; column < end && column < begin + SOME; column++)
+            some = add(some, load(columns + column * job->channels));
+        sum = add(sum, some);
+    }
+    return sum;
+}
+
+/* Sums over the rectangles that the nine taps of a convolution see from the core of each picture. */
+void sapnet_sum(void *shared) {
+    Sums *job = shared;
+    const long line = job->width * job->channels, dilation = job->dilation;
+    for (long picture = 0; picture < job->count; picture++) {
+        const float *plane = job->plane + picture * job->height * line;
+        const long *core = job->cores + 4 * picture;
+        float *columns = job->columns + picture * line;
+        for (long part = 1; part < job->parts; part++)
+            for (long value = 0; value < line; value += LANES)
+                store(columns + value, add(load(columns + value), load(columns + part * job->count * line + value)));
+        long seen_first = 0, seen_end = job->height; /* rows that `columns` is of */
+        for (long tap = 0; tap < 9; tap += 3) {
+            const long down = (tap / 3 - 1) * dilation;
+            const long first = within(core[0] + down, job->height), end = within(core[1] + down, job->height);
+            add_rows(job, plane, seen_first, first, -1, columns);
+            add_rows(job, plane, end, seen_end, -1, columns);
+            add_rows(job, plane, seen_end, end, 1, columns);
+            seen_first = first, seen_end = end;
+            for (long right = 0; right < 3; right++) {
+                const long left = within(core[2] + (right - 1) * dilation, job->width);
+                const long stop = within(core[3] + (right - 1) * dilation, job->width);
+                float *rectangle = job->rectangles + (picture * 9 + tap + right) * job->channels;
+                for (long channel = 0; channel < job->channels; channel += LANES)
+                    store(rectangle + channel, sum_columns(job, columns + channel, left, stop));
+            }
+        }
+    }
 }

@@ -1,4 +1,4 @@
-"""What is in C, `native.c`, for float32 on x86 CPUs with AVX2: 3x3 convolutions, one to an image, and an LSTM's step.
+"""What is in C, `native.c`, for float32 on x86 CPUs with AVX2 or AVX512: 3x3 convolutions and an LSTM's step.
 
 PyTorch's convolutions run at the peak of such a CPU, so that nothing but fewer multiplications makes them faster. These
 need a quarter of them or fewer, by Winograd's F(4x4, 3x3) or F(6x6, 3x3), take a third of the time, and round to the
@@ -28,11 +28,20 @@ POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0
 SMALL, LARGE = POINTS
 """Sides of the tiles, whose pixels lie a dilation apart."""
 
-LANES, OUTPUTS = 8, 16
-"""What channels come in."""
+SETS = {"avx512": torch.cpu._is_avx512_supported, "avx2": torch.cpu._is_avx2_supported}
+"""The sets of instructions that `native.c` is compiled for, best first, and whether this CPU has them."""
 
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
+
+
+class Sums(ctypes.Structure):
+    """That of `native.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("plane", "columns", "rectangles", "cores")),
+        *((name, ctypes.c_long) for name in ("count", "height", "width", "channels", "dilation", "parts")),
+    )
 
 
 class Convolution(ctypes.Structure):
@@ -47,19 +56,49 @@ class Convolution(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class Rectangles:
+    """Those of what is computed that the nine taps of a convolution to come see.
+
+    Attributes:
+        sums: where the sums over them go, (N, 3, 3, C). They depend on how many threads there are.
+        cores: of each picture what that convolution is asked for, first row and end, first column and end, (N, 4),
+            int64.
+        dilation: of that convolution.
+    """
+
+    sums: Tensor
+    cores: Tensor
+    dilation: int
+
+
 def is_available() -> bool:
     """Whether this machine computes so."""
-    return _runner() is not None
+    return _program() is not None
 
 
 def suits(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a convolution of so many channels can be computed so, here, by `convolve`."""
-    return outputs % OUTPUTS == 0 and suits_image(inputs, device, dtype)
+    return suits_image(inputs, device, dtype) and outputs % outputs_together() == 0
 
 
 def suits_image(inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
     """The same of one to an image, by `project`."""
-    return (device.type, dtype, inputs % LANES) == ("cpu", torch.float32, 0) and is_available()
+    return (device.type, dtype) == ("cpu", torch.float32) and is_available() and inputs % lanes() == 0
+
+
+def lanes() -> int:
+    """Floats of a vector here: input channels come in so many.
+
+    Raises:
+        RuntimeError: nothing compiled is here.
+    """
+    return _need_program().lanes
+
+
+def outputs_together() -> int:
+    """Output channels that lie side by side in a kernel; they come in so many. It raises as `lanes` does."""
+    return 2 * lanes()
 
 
 def choose_side(height: int, width: int, dilation: int) -> int:
@@ -69,10 +108,13 @@ def choose_side(height: int, width: int, dilation: int) -> int:
 
 
 def transform(weight: Tensor, side: int) -> Tensor:
-    """A kernel, (O, I, 3, 3), as `convolve` takes it by tiles of a side, (places of a tile, O / 16, I, 16)."""
-    outputs, inputs = weight.shape[:2]
+    """A kernel, (O, I, 3, 3), as `convolve` takes it by tiles of a side, (places of a tile, O / T, I, T).
+
+    T is `outputs_together()`.
+    """
+    (outputs, inputs), together = weight.shape[:2], outputs_together()
     placed = (_places(side) @ weight.double().reshape(-1, 9).t()).to(weight.dtype)
-    return placed.view(-1, outputs // OUTPUTS, OUTPUTS, inputs).transpose(2, 3).contiguous()
+    return placed.view(-1, outputs // together, together, inputs).transpose(2, 3).contiguous()
 
 
 def convolve(
@@ -85,7 +127,7 @@ def convolve(
     relu: bool = False,
     skip: Tensor | None = None,
     out: Tensor | None = None,
-    sums: Tensor | None = None,
+    rectangles: Rectangles | None = None,
 ) -> Tensor:
     """`scale * convolution + bias`, and `skip` if there is one: `ReLU(ReLU(that) + skip)`, or neither.
 
@@ -99,7 +141,7 @@ def convolve(
         relu: whether there is one before and after the sum.
         skip: as what comes out.
         out: where it goes, if there is a place, (N, H', W', O), one pixel after the other.
-        sums: where its sums over rows go, if there is a place, (N, W', O). They depend on how many threads there are.
+        rectangles: of what comes out that are to be summed, if any.
 
     Returns:
         (N, O, H', W'), channels last.
@@ -116,7 +158,7 @@ def convolve(
     _check_place(target, (count, *size, len(bias)))
     skip = None if skip is None else _channels_last(skip)
     arrays = _Arrays(source, transformed, target, scale=scale.contiguous(), bias=bias.contiguous(), skip=skip)
-    _convolve(arrays, sums, len(bias), (above, beside), dilation, relu)
+    _convolve(arrays, rectangles, len(bias), (above, beside), dilation, relu)
     return target.permute(0, 3, 1, 2)
 
 
@@ -127,7 +169,7 @@ def recur(
     bias: Tensor,
     cell: Tensor,
     hidden: Tensor,
-    sums: Tensor | None = None,
+    rectangles: Rectangles | None = None,
 ) -> None:
     """A step of the ConvLSTM (PReNet, eq. 4), into `cell` and `hidden`.
 
@@ -137,20 +179,22 @@ def recur(
         transformed: the kernel of the gates, by `transform`, of features and state: input, candidate, output and,
             where there is a state, forget.
         bias: of the gates, (4 C,) or (3 C,).
-        cell: the cell state, (N, H, W, C), with C a multiple of 8, which a state goes into and comes out of.
+        cell: the cell state, (N, H, W, C), which a state goes into and comes out of.
         hidden: where the hidden state goes, in the same way; not where it was.
-        sums: where its sums over rows go, if there is a place, (N, W, C). They depend on how many threads there are.
+        rectangles: of the hidden state that are to be summed, if any.
 
     Raises:
         MemoryError: there is none for a few tiles.
-        ValueError: a place is of another shape, or in pieces.
+        ValueError: a place is of another shape, or in pieces, or I or C is no multiple of `lanes()`.
     """
     source = _channels_last(features)
     shape = (*source.shape[:3], len(bias) // (3 if state is None else 4))
+    if source.shape[3] % lanes() or shape[3] % lanes():
+        raise ValueError(f"{source.shape[3]} and {shape[3]} channels are not all multiples of {lanes()}")
     for place in (cell, hidden, *(() if state is None else (state,))):
         _check_place(place, shape)
     arrays = _Arrays(source, transformed, hidden, state=state, bias=bias.contiguous(), cell=cell)
-    _convolve(arrays, sums, len(bias), (1, 1))
+    _convolve(arrays, rectangles, len(bias), (1, 1))
 
 
 def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -188,9 +232,9 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
         MemoryError: there is none for a few tiles.
     """
     inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
-    side = choose_side(features.shape[2], features.shape[3], dilation)
+    side, together = choose_side(features.shape[2], features.shape[3], dilation), outputs_together()
     source, wanted = _channels_last(features), _channels_last(gradient)
-    sums = source.new_zeros(parts, len(_places(side)), outputs // OUTPUTS, inputs, OUTPUTS)
+    sums = source.new_zeros(parts, len(_places(side)), outputs // together, inputs, together)
     around = (dilation, dilation)
     _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, around, dilation, side, parts=parts)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
@@ -214,20 +258,25 @@ class _Arrays:
 
 def _convolve(
     arrays: _Arrays,
-    sums: Tensor | None,
+    rectangles: Rectangles | None,
     outputs: int,
     padding: tuple[int, int],
     dilation: int = 1,
     relu: bool = False,
 ) -> None:
-    """Runs a convolution, whose target has sums over rows, or none."""
-    count, _, width, channels = arrays.target.shape
+    """Runs a convolution, and sums what it gives."""
+    count, height, width, channels = arrays.target.shape
     parts = PARTS * torch.get_num_threads()
-    partial = None if sums is None else arrays.target.new_zeros(parts, count, width, channels)
+    sums = None if rectangles is None else arrays.target.new_empty(parts, count, width, channels)
     side = math.isqrt(len(arrays.kernel)) - 2
-    _run("sapnet_convolve", replace(arrays, sums=partial), outputs, padding, dilation, side, relu, parts)
-    if partial is not None:
-        torch.sum(partial, dim=0, out=sums)
+    _run("sapnet_convolve", replace(arrays, sums=sums), outputs, padding, dilation, side, relu, parts)
+    if rectangles is None or sums is None:
+        return
+    _check_place(rectangles.sums, (count, 3, 3, channels))
+    _check_place(rectangles.cores, (count, 4), torch.int64)
+    places = (arrays.target, sums, rectangles.sums, rectangles.cores)
+    job = Sums(*(place.data_ptr() for place in places), count, height, width, channels, rectangles.dilation, parts)
+    _need_program().call("sapnet_sum", ctypes.addressof(job))
 
 
 def _run(
@@ -241,9 +290,7 @@ def _run(
     parts: int = 0,
 ) -> None:
     """One function of `native.c`."""
-    runner = _runner()
-    if runner is None:
-        raise RuntimeError("nothing compiled is here")
+    program = _need_program()
     job = Convolution(outputs=outputs, dilation=dilation, side=side, relu=relu, parts=parts)
     job.count, job.height, job.width, job.own = arrays.source.shape
     job.inputs = job.own + (0 if arrays.state is None else arrays.state.shape[3])
@@ -251,7 +298,7 @@ def _run(
     job.target_height, job.target_width = arrays.target.shape[1:3]
     for name, array in vars(arrays).items():
         setattr(job, name, None if array is None else array.data_ptr())
-    runner(function, ctypes.addressof(job))
+    program.run(function, ctypes.addressof(job))
     if job.failed:
         raise MemoryError("out of memory")
 
@@ -267,27 +314,50 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).contiguous()
 
 
-def _check_place(place: Tensor, shape: tuple[int, ...]) -> None:
-    """C writes wherever it is told to."""
-    if place.shape != shape or not place.is_contiguous() or place.dtype != torch.float32:
+def _check_place(place: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """C writes and reads wherever it is told to."""
+    if place.shape != shape or not place.is_contiguous() or place.dtype != dtype:
         raise ValueError(f"a place for {shape} is {place.dtype} of {tuple(place.shape)}, or in pieces")
 
 
-def compiled_name() -> str:
-    """Of the compiled file: another source has another, so that no old one is taken for it."""
-    return f"_native-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}.so"
+def compiled_name(instructions: str) -> str:
+    """Of the file compiled for one of `SETS`: another source has another, so that no old one is taken for it."""
+    return f"_native-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}-{instructions}.so"
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What is compiled.
+
+    Attributes:
+        run: runs a function of it on a job, at an address, on all threads.
+        call: the same on this thread.
+        lanes: see `lanes`.
+    """
+
+    run: Callable[[str, int], None]
+    call: Callable[[str, int], None]
+    lanes: int
+
+
+def _need_program() -> _Program:
+    program = _program()
+    if program is None:
+        raise RuntimeError("nothing compiled is here")
+    return program
 
 
 @cache
-def _runner() -> Callable[[str, int], None] | None:
-    """Runs a function on a job, at an address.
+def _program() -> _Program | None:
+    """For the best instructions that this CPU has."""
+    instructions = next((name for name, are_here in SETS.items() if are_here()), None)
+    return None if sys.platform != "linux" or instructions is None else _load(instructions)
 
-    On the threads of PyTorch's own OpenMP: others would fight with them for the cores.
-    """
-    if sys.platform != "linux" or not torch.cpu._is_avx2_supported():
-        return None
+
+def _load(instructions: str) -> _Program | None:
+    """On the threads of PyTorch's own OpenMP: others would fight with them for the cores."""
     try:
-        program = ctypes.CDLL(str(SOURCE.with_name(compiled_name())))
+        program = ctypes.CDLL(str(SOURCE.with_name(compiled_name(instructions))))
         in_parallel = ctypes.CDLL(None).GOMP_parallel
     except (OSError, AttributeError):
         return None
@@ -297,7 +367,10 @@ def _runner() -> Callable[[str, int], None] | None:
     def run(function: str, job: int) -> None:
         in_parallel(ctypes.cast(getattr(program, function), ctypes.c_void_p), job, torch.get_num_threads(), 0)
 
-    return run
+    def call(function: str, job: int) -> None:
+        getattr(program, function)(ctypes.c_void_p(job))
+
+    return _Program(run, call, ctypes.c_long.in_dll(program, "sapnet_lanes").value)
 
 
 @cache
