@@ -42,7 +42,7 @@ class NativeBuildHook(BuildHookInterface):
 
 
 def compile_source(source: Path) -> list[Path]:
-    """The compiled files, beside the source, for each of `SETS`; none where it could not."""
+    """The compiled files, beside the source, for each of `SETS` that the compiler knows; none where there is none."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return []
     named = shlex.split(os.environ.get("CC", ""))
@@ -53,12 +53,14 @@ def compile_source(source: Path) -> list[Path]:
     stem = f"_native-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
     try:
         with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-            fresh = [Path(folder, f"{stem}-{instructions}.so") for instructions in SETS]
-            for file, flags in zip(fresh, SETS.values()):
+            fresh = []
+            for instructions, flags in SETS.items():
+                file = Path(folder, f"{stem}-{instructions}.so")
                 command = [*compiler, *FLAGS, *flags, "-o", str(file), str(source)]
-                subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+                if subprocess.run(command, check=False, capture_output=True).returncode == 0:  # noqa: S603
+                    fresh.append(file)
             for old in source.parent.glob("_native-*.so"):
                 old.unlink(missing_ok=True)
             return [file.replace(source.with_name(file.name)) for file in fresh]
-    except (OSError, subprocess.CalledProcessError):
+    except OSError:
         return []

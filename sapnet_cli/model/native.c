@@ -80,7 +80,9 @@ enum {
     COLOURS = 3,  /* of an image */
     PIXELS = 4,   /* of an image that are computed at once: with a sum for each colour all registers are in use */
     INPUTS = 4,   /* channels of which a gradient is summed at once */
-    OUTPUTS = 2 * LANES  /* channels that lie side by side in a kernel */
+    OUTPUTS = 2 * LANES, /* channels that lie side by side in a kernel */
+    AT_ONCE = 24, /* tiles of a thread, at most */
+    LINE = 16     /* floats that a cache fetches together */
 };
 
 /* What all threads of one convolution share; `Convolution` of `native.py` has the same fields. */
@@ -198,7 +200,7 @@ static inline void multiply(const float *seen, const float *kernel, float *given
 INLINE long places_of(const long side) { return (side + BEYOND) * (side + BEYOND); }
 
 /* Tiles that a thread takes at once: transformed they fit into its cache; a multiple of ROWS. */
-INLINE long tiles_at_once(const long side) { return side == SMALL ? 24 : 12; }
+INLINE long tiles_at_once(const long side) { return side == SMALL ? AT_ONCE : AT_ONCE / 2; }
 
 /* Tiles along a side of a picture: one for each of the pixels that are `dilation` apart, then on by `side` times that. */
 static long tiles_along(long side, long length, long dilation) {
@@ -209,6 +211,8 @@ static long tiles_along(long side, long length, long dilation) {
 /* Where a tile is. */
 typedef struct {
     long picture, top, left;
+    long pixel;                       /* its first, of all that are given */
+    long rows, columns;               /* of it that are given: others lie beyond the picture */
 } Place;
 
 /* All tiles of a convolution. */
@@ -227,9 +231,18 @@ static Tiling tiling_of(const Convolution *job, long side) {
 static long first_pixel(long side, long tile, long dilation) { return tile / dilation * side * dilation + tile % dilation; }
 
 static Place place_of(const Convolution *job, long side, Tiling tiling, long tile) {
-    Place place = {tile / (tiling.down * tiling.across), first_pixel(side, tile / tiling.across % tiling.down, job->dilation),
-                   first_pixel(side, tile % tiling.across, job->dilation)};
+    const long picture = tile / (tiling.down * tiling.across), step = job->dilation;
+    const long top = first_pixel(side, tile / tiling.across % tiling.down, step);
+    const long left = first_pixel(side, tile % tiling.across, step);
+    const long rows = (job->target_height - top + step - 1) / step, columns = (job->target_width - left + step - 1) / step;
+    Place place = {picture, top, left, (picture * job->target_height + top) * job->target_width + left,
+                   rows < side ? rows : side, columns < side ? columns : side};
     return place;
+}
+
+/* Of a tile, counted from its first. */
+static inline long pixel_of(const Convolution *job, Place place, long y, long x) {
+    return place.pixel + (y * job->target_width + x) * job->dilation;
 }
 
 /* Transforms the rows of a tile, or of a gradient, of its transformed columns, and writes them, `to` + place * apart. */
@@ -285,7 +298,7 @@ INLINE void read_row(const long side, Vector columns[SEEN][LARGE], int y, Vector
 
 /* Adds what a tile has in each column, of some channels, to the sums of a part, (count, target_width, channels). */
 INLINE void add_sums(const long side, const Convolution *job, Place place, long channels, const Vector *totals, float *sums) {
-    for (int x = 0; x < side && place.left + x * job->dilation < job->target_width; x++) {
+    for (int x = 0; x < side && x < place.columns; x++) {
         float *sum = sums + (place.picture * job->target_width + place.left + x * job->dilation) * channels;
         store(sum, add(load(sum), totals[x]));
     }
@@ -293,21 +306,17 @@ INLINE void add_sums(const long side, const Convolution *job, Place place, long 
 
 /* Writes a tile, `from` + place * tiles_at_once * outputs, and adds it to the sums of a part. */
 INLINE void write_tile(const long side, const Convolution *job, Place place, const float *from, float *sums) {
-    const long step = job->dilation, outputs = job->outputs;
+    const long outputs = job->outputs;
     const Vector zero = all(0);
     for (long channel = 0; channel < outputs; channel += LANES) {
         Vector scale = load(job->scale + channel), bias = load(job->bias + channel);
         Vector columns[SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
         read_columns(side, from + channel, tiles_at_once(side) * outputs, columns);
-        for (int y = 0; y < side; y++) {
-            long row = place.top + y * step;
-            if (row >= job->target_height) break;
+        for (int y = 0; y < side && y < place.rows; y++) {
             Vector result[LARGE];
             read_row(side, columns, y, result);
-            for (int x = 0; x < side; x++) {
-                long at = place.left + x * step;
-                if (at >= job->target_width) break;
-                long pixel = (place.picture * job->target_height + row) * job->target_width + at;
+            for (int x = 0; x < side && x < place.columns; x++) {
+                long pixel = pixel_of(job, place, y, x);
                 Vector value = product_plus(result[x], scale, bias);
                 if (job->relu) value = larger(zero, value); /* the second where it is no number */
                 if (job->skip) value = add(value, load(job->skip + pixel * outputs + channel));
@@ -345,25 +354,21 @@ INLINE long gates_of(const Convolution *job) { return job->state ? GATES : GATES
 /* Writes a tile as `write_tile` does, but of an LSTM: what is convolved are its gates (input, candidate, output and,
    unless it is the first step, forget), and what is written is the next state, hidden into target and cell into cell. */
 INLINE void write_state(const long side, const Convolution *job, Place place, const float *from, float *sums) {
-    const long step = job->dilation, outputs = job->outputs, gates = gates_of(job), width = outputs / gates;
+    const long outputs = job->outputs, gates = gates_of(job), width = outputs / gates;
     const Vector zero = all(0);
     for (long channel = 0; channel < width; channel += LANES) {
         Vector columns[GATES][SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
         for (int gate = 0; gate < gates; gate++)
             read_columns(side, from + gate * width + channel, tiles_at_once(side) * outputs, columns[gate]);
-        for (int y = 0; y < side; y++) {
-            long row = place.top + y * step;
-            if (row >= job->target_height) break;
+        for (int y = 0; y < side && y < place.rows; y++) {
             Vector result[GATES][LARGE];
             for (int gate = 0; gate < gates; gate++) {
                 Vector bias = load(job->bias + gate * width + channel);
                 read_row(side, columns[gate], y, result[gate]);
                 for (int x = 0; x < side; x++) result[gate][x] = add(result[gate][x], bias);
             }
-            for (int x = 0; x < side; x++) {
-                long at = place.left + x * step;
-                if (at >= job->target_width) break;
-                long pixel = (place.picture * job->target_height + row) * job->target_width + at;
+            for (int x = 0; x < side && x < place.columns; x++) {
+                long pixel = pixel_of(job, place, y, x);
                 Vector cell = let_through(result[0][x], result[1][x]);
                 if (job->state) {
                     Vector before = load(job->cell + pixel * width + channel);
@@ -381,16 +386,14 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
 
 /* Reads the gradient of a tile, `to` + place * tiles_at_once * outputs. */
 INLINE void read_gradient(const long side, const Convolution *job, Place place, float *to) {
-    const long step = job->dilation, outputs = job->outputs;
+    const long outputs = job->outputs;
     for (long channel = 0; channel < outputs; channel += LANES) {
         Vector columns[LARGE][SEEN];
         for (int x = 0; x < side; x++) {
             Vector column[LARGE];
             for (int y = 0; y < side; y++) {
-                long row = place.top + y * step, at = place.left + x * step;
-                long pixel = (place.picture * job->target_height + row) * job->target_width + at;
-                int there = row < job->target_height && at < job->target_width;
-                column[y] = there ? load(job->target + pixel * outputs + channel) : all(0);
+                int there = y < place.rows && x < place.columns;
+                column[y] = there ? load(job->target + pixel_of(job, place, y, x) * outputs + channel) : all(0);
             }
             transform_gradient(side, column, columns[x]);
         }
@@ -464,6 +467,20 @@ void sapnet_kernel_gradient(void *shared) {
     else sum_gradient(LARGE, job);
 }
 
+/* Has what tiles will be written to, and what is added to them, brought nearer while others are multiplied. All of a tile
+   has its turn once places have been counted through. */
+INLINE void fetch(const long side, const Convolution *job, const Place *tiles, long number, long place) {
+    const long y = place / (side + BEYOND), x = place % (side + BEYOND), outputs = job->outputs;
+    for (long tile = 0; tile < number; tile++) {
+        if (y >= tiles[tile].rows || x >= tiles[tile].columns) continue;
+        const long first = pixel_of(job, tiles[tile], y, x) * outputs;
+        for (long value = first; value < first + outputs; value += LINE) {
+            __builtin_prefetch(job->target + value, 1, 2);
+            if (job->skip) __builtin_prefetch(job->skip + value, 0, 2);
+        }
+    }
+}
+
 /* Takes parts of the tiles until there are none left. */
 INLINE void convolve(const long side, Convolution *job) {
     const long inputs = job->inputs, outputs = job->outputs, places = places_of(side), at_once = tiles_at_once(side);
@@ -480,21 +497,24 @@ INLINE void convolve(const long side, Convolution *job) {
         long end = tiling.number * (part + 1) / parts;
         for (long begin = tiling.number * part / parts; begin < end; begin += at_once) {
             long number = end - begin < at_once ? end - begin : at_once;
-            for (long tile = 0; tile < number; tile++)
-                read_tile(side, job, place_of(job, side, tiling, begin + tile), seen + tile * inputs);
+            Place tiles[AT_ONCE];
+            for (long tile = 0; tile < number; tile++) {
+                tiles[tile] = place_of(job, side, tiling, begin + tile);
+                read_tile(side, job, tiles[tile], seen + tile * inputs);
+            }
             for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
                 for (long place = 0; place < places; place++)
                     for (long input = 0; input < inputs; input++) seen[(place * at_once + tile) * inputs + input] = 0;
-            for (long place = 0; place < places; place++)
+            for (long place = 0; place < places; place++) {
+                if (!job->cell) fetch(side, job, tiles, number, place);
                 for (long output = 0; output < outputs; output += OUTPUTS)
                     for (long tile = 0; tile < number; tile += ROWS)
                         multiply(seen + (place * at_once + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
                                  given + (place * at_once + tile) * outputs + output, inputs, outputs);
-            for (long tile = 0; tile < number; tile++) {
-                Place place = place_of(job, side, tiling, begin + tile);
-                if (job->cell) write_state(side, job, place, given + tile * outputs, sums);
-                else write_tile(side, job, place, given + tile * outputs, sums);
             }
+            for (long tile = 0; tile < number; tile++)
+                if (job->cell) write_state(side, job, tiles[tile], given + tile * outputs, sums);
+                else write_tile(side, job, tiles[tile], given + tile * outputs, sums);
         }
     }
     free(seen);

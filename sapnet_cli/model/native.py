@@ -349,9 +349,11 @@ def _need_program() -> _Program:
 
 @cache
 def _program() -> _Program | None:
-    """For the best instructions that this CPU has."""
-    instructions = next((name for name, are_here in SETS.items() if are_here()), None)
-    return None if sys.platform != "linux" or instructions is None else _load(instructions)
+    """For the best instructions that this CPU has and that were compiled for."""
+    if sys.platform != "linux":
+        return None
+    programs = (_load(instructions) for instructions, are_here in SETS.items() if are_here())
+    return next((program for program in programs if program is not None), None)
 
 
 def _load(instructions: str) -> _Program | None:
