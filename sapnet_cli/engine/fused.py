@@ -97,8 +97,7 @@ class FusedForward:
         kind = device.type if device.type in WHOLE_BYTES else "cuda"
         pixel = channels * weights.dtype.itemsize
         self.whole = whole = pixels * pixel <= WHOLE_BYTES[kind]
-        self.one_strip = [Strip(None, 0, self.height)]
-        self.strips = self.one_strip if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
+        self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
         self.lstm_strips = list(self._cut(LSTM_BYTES[kind] // pixel))
         place = choose_place(stored_bytes(weights.model, weights.precision, pixels), device)
         self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
@@ -112,13 +111,14 @@ class FusedForward:
         self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
         edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in self.cores]
         self._edges = torch.tensor(edges)
-        areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores]
-        self._areas = torch.tensor(areas, dtype=torch.float32, device=self.weights.device)
+        areas = (self._edges[:, 1] - self._edges[:, 0]) * (self._edges[:, 3] - self._edges[:, 2])
+        self._areas = areas.to(self.weights.device, torch.float32)
         self.pooled: list[Tensor] = []
         self.insistence = insistence
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
-        planes = [room.take(shape, self.weights.dtype) for _ in range(3 if self.whole else PLANES)]
+        in_place = not self.whole or self.weights.are_native
+        planes = [room.take(shape, self.weights.dtype) for _ in range(PLANES if in_place else 3)]
         self.hidden, self.spare, self.cell = planes[:3]
         self.inner = planes[-1]
 
@@ -221,10 +221,11 @@ class FusedForward:
         kernel = self.weights.scaled(convolution, self._attend(convolution, attention))
         self._begin(next_dilation)
         if isinstance(kernel, NativeKernel):
-            # all in one pass: tiles are rows a dilation apart, and would reach far beyond a low strip
-            beside, place = None if skip is None else self._channels_first(skip), None if self.whole else target
-            values = kernel.convolve(self._channels_first(source), beside, place, self._see_rectangles())
-            return values.permute(0, 2, 3, 1)
+            # all in one pass: tiles are rows a dilation apart, and would reach far beyond a low strip; what skips may
+            # lie where the sum goes, as each pixel is read before it is written
+            beside = None if skip is None else self._channels_first(skip)
+            kernel.convolve(self._channels_first(source), beside, target, self._see_rectangles())
+            return target
         for strip in self.strips:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
@@ -317,8 +318,8 @@ class FusedForward:
                 if low < high:
                     columns[taps].sub_(sum_rows(plane[low:high]), alpha=step)
 
-    def _sums(self) -> Tensor:
-        """The sums that were collected, (N, 3, 3, C); the next `_begin` begins anew."""
+    def _seen(self) -> Tensor:
+        """The sums that were collected, over the area of each core, (N, 3, 3, C); the next `_begin` begins anew."""
         if self._rectangles is not None:
             return self._rectangles
         columns, dilation = cast(Tensor, self._columns), cast(int, self._dilation)
@@ -327,11 +328,11 @@ class FusedForward:
             for right, shift in enumerate((-dilation, 0, dilation)):
                 left, end = max(0, core.start + shift), max(0, min(self.width, core.stop + shift))
                 sums[:, right] = seen[:, left:end].sum(dim=1)
-        return self._rectangles
+        return self._rectangles.div_(self._areas.view(-1, 1, 1, 1))
 
     def _means_of(self, weight: Tensor, bias: Tensor) -> Tensor:
         """The mean over each core of what a kernel, see `lay_for_means`, gives of the collected input, (N, C)."""
-        return torch.addmm(bias, self._sums().flatten(1) / self._areas[:, None], weight)
+        return torch.addmm(bias, self._seen().flatten(1), weight)
 
     def _cut(self, pixels: int) -> Iterator[Strip]:
         """Strips of about so many pixels, all about as high."""
@@ -345,7 +346,7 @@ class FusedForward:
 
 def average(means: Tensor, areas: Tensor) -> Tensor:
     """The mean over cores, of the means over each, (N, C), and their areas, (N,)."""
-    return (areas / areas.sum()) @ means
+    return means[0] if len(means) == 1 else (areas / areas.sum()) @ means
 
 
 def _tanh_(values: Tensor) -> Tensor:

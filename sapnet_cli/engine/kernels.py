@@ -86,12 +86,12 @@ class NativeKernel:
         return self if scale is None else replace(self, scale=self.scale * scale, bias=self.bias * scale)
 
     def convolve(
-        self, features: Tensor, skip: Tensor | None, out: Tensor | None, rectangles: native.Rectangles | None
-    ) -> Tensor:
+        self, features: Tensor, skip: Tensor | None, out: Tensor, rectangles: native.Rectangles | None
+    ) -> None:
         """`ReLU(ReLU(convolution) + skip)` of (N, I, H, W), at the same size: see `native.convolve`."""
         around = (self.dilation, self.dilation, self.dilation)
         kernel = self._for(*features.shape[2:]), self.scale, self.bias
-        return native.convolve(features, *kernel, around, self.dilation, True, skip, out, rectangles)
+        native.convolve(features, *kernel, around, self.dilation, True, skip, out, rectangles)
 
     def recur(
         self,
@@ -138,6 +138,12 @@ class FusedWeights:
         self.model, self.dtype, self.device = model, dtype, device
         self._native: dict[nn.Conv2d, NativeKernel | None] = {}
         self._means: dict[nn.Conv2d, Tensor] = {}
+
+    @property
+    def are_native(self) -> bool:
+        """Whether those of the blocks are computed in C."""
+        width = self.model.config.channels
+        return native.suits(width, width, self.device, self.dtype)
 
     @cached_property
     def project(self) -> Kernel | NativeProjection:

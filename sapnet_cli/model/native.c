@@ -573,7 +573,7 @@ void sapnet_project(void *shared) {
 typedef struct {
     const float *plane;               /* (count, height, width, channels) */
     float *columns;                   /* (parts, count, width, channels): of it over rows; what they are after is no matter */
-    float *rectangles;                /* (count, 3, 3, channels) */
+    float *rectangles;                /* (count, 3, 3, channels), over the area of the core */
     const long *cores;                /* (count, 4): first row and end, first column and end */
     long count, height, width, channels, dilation, parts;
 } Sums;
@@ -607,7 +607,7 @@ void sapnet_sum(void *shared) {
     const long line = job->width * job->channels, dilation = job->dilation;
     for (long picture = 0; picture < job->count; picture++) {
         const float *plane = job->plane + picture * job->height * line;
-        const long *core = job->cores + 4 * picture;
+        const long *core = job->cores + 4 * picture, area = (core[1] - core[0]) * (core[3] - core[2]);
         float *columns = job->columns + picture * line;
         for (long part = 1; part < job->parts; part++)
             for (long value = 0; value < line; value += LANES)
@@ -625,7 +625,7 @@ void sapnet_sum(void *shared) {
                 const long stop = within(core[3] + (right - 1) * dilation, job->width);
                 float *rectangle = job->rectangles + (picture * 9 + tap + right) * job->channels;
                 for (long channel = 0; channel < job->channels; channel += LANES)
-                    store(rectangle + channel, sum_columns(job, columns + channel, left, stop));
+                    store(rectangle + channel, times(1.0f / area, sum_columns(job, columns + channel, left, stop)));
             }
         }
     }

@@ -61,7 +61,8 @@ class Rectangles:
     """Those of what is computed that the nine taps of a convolution to come see.
 
     Attributes:
-        sums: where the sums over them go, (N, 3, 3, C). They depend on how many threads there are.
+        sums: where the sums over them go, over the area of the core, (N, 3, 3, C). They depend on how many threads
+            there are.
         cores: of each picture what that convolution is asked for, first row and end, first column and end, (N, 4),
             int64.
         dilation: of that convolution.
