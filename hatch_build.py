@@ -17,7 +17,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ("-O3", "-shared", "-fPIC")
-SETS = {"avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma")}
+SETS = {"avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma", "-mf16c")}
 """Of instructions: each is compiled for, and the CPU that runs it has the best of them that it can. As in native.py."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -282,6 +284,44 @@ def test_its_lstm_at_any_value(first: bool) -> None:
     for given, exact in zip((cell, hidden), expected):
         assert torch.allclose(given.double(), exact, rtol=1e-5, atol=3e-7, equal_nan=True)
     assert torch.isnan(hidden[..., 4]).all()
+
+
+@needs_native
+@pytest.mark.parametrize("channels", [3, 16, 32])
+def test_its_halves_in_a_file(channels: int) -> None:
+    """Those that PyTorch rounds to, also where rows end in less than a vector, and where lines begin anew."""
+    values = 300 * features(1, channels, 7, 13)[0].permute(1, 2, 0)
+    values[0, 0, 0], values[1, 2, 1], values[6, 12, 2] = float("nan"), 1e6, -float("inf")
+    with tempfile.TemporaryFile(buffering=0) as file:
+        lines = native.Lines(file.fileno(), 9, 20 * channels)
+        beside = torch.full((9, 20, channels), 5.0)
+        native.write_halves(beside, lines, 0, 0)
+        native.write_halves(values[:, 2:10], lines, 5, 4 * channels)
+        given = torch.empty(9, 20, channels)
+        native.read_halves(given, lines, 0, 0)
+        beside[torch.tensor([5, 6, 7, 8, 0, 1, 2]), 4:12] = values[:, 2:10]
+        assert torch.equal(given.half().view(torch.int16), beside.half().view(torch.int16))
+        part = torch.zeros(3, 30, channels)
+        native.read_halves(part[:, 5:13], lines, 13, 4 * channels)
+        assert torch.equal(part[:, 5:13].nan_to_num(), beside[4:7, 4:12].half().float().nan_to_num())
+        assert not part[:, :5].any()
+        assert not part[:, 13:].any()
+        beyond = torch.ones(2, 20, channels)
+        native.read_halves(beyond, native.Lines(file.fileno(), 100, 20 * channels), 8, 0)
+        assert torch.equal(beyond[0].nan_to_num(), given[8].nan_to_num())
+        assert not beyond[1].any()
+
+
+@needs_native
+def test_files_that_fail_are_said() -> None:
+    values = torch.ones(2, 4, 8)
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+        native.write_halves(values, native.Lines(full.fileno(), 2, 32), 0, 0)
+    with Path(__file__).open("rb") as only_read, pytest.raises(OSError, match="Bad file descriptor"):
+        native.write_halves(values, native.Lines(only_read.fileno(), 2, 32), 0, 0)
+    for wrong in (values.double(), values.permute(0, 2, 1)):
+        with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="rows are"):
+            native.write_halves(wrong, native.Lines(file.fileno(), 2, 32), 0, 0)
 
 
 @needs_native

@@ -1,14 +1,16 @@
-/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3) and F(6x6, 3x3), an LSTM's step, a convolution to an image, and sums,
-   for x86 CPUs with AVX2 and FMA, or AVX512; `native.py` says what for.
+/* 3x3 convolutions in fp32 by Winograd's F(4x4, 3x3) and F(6x6, 3x3), an LSTM's step, a convolution to an image, sums,
+   and halves in files, for x86 CPUs with AVX2 and FMA, or AVX512; `native.py` says what for.
 
    Features lie channels last, so that each pixel is a run of vectors and dilation but a larger step between pixels. A
    tile is 4x4 or 6x6 pixels that lie `dilation` apart, and reads those around them, too. Lavin and Gray, "Fast
    algorithms for convolutional neural networks" (CVPR 2016). The points of small tiles are 0, +-sqrt(1/2), +-sqrt(2) and
    infinity, which keep rounding errors small; those of large ones 0, +-1, +-1/2, +-2 and infinity. */
 
+#include <errno.h>
 #include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* So that what depends on the side of a tile is compiled for each of them. */
 #define INLINE static inline __attribute__((always_inline))
@@ -37,6 +39,10 @@ static inline Vector larger(Vector x, Vector y) { return _mm512_max_ps(x, y); }
 static inline Vector nearest(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline Vector by_power(Vector x, Vector of) { return _mm512_scalef_ps(x, of); } /* x times two to a whole number */
 static inline float total(Vector x) { return _mm512_reduce_add_ps(x); }
+static inline void store_halves(short *to, Vector x) {
+    _mm256_storeu_si256((void *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline Vector load_halves(const short *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)from)); }
 #else
 typedef __m256 Vector;
 enum {
@@ -65,6 +71,10 @@ static inline float total(Vector x) {
     __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
 }
+static inline void store_halves(short *to, Vector x) {
+    _mm_storeu_si128((void *)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline Vector load_halves(const short *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)from)); }
 #endif
 
 static inline Vector times(float x, Vector y) { return mul(all(x), y); }
@@ -629,4 +639,65 @@ void sapnet_sum(void *shared) {
             }
         }
     }
+}
+
+/* Rows of floats, and where they lie in a file as halves; `Rows` of `native.py` has the same fields. */
+typedef struct {
+    float *values;                    /* (rows, count), rows `apart` */
+    long rows, count, apart;
+    long file, lines, line;           /* its descriptor; how many lines it has, the first after the last, of how many bytes */
+    long first, column;               /* the first row's line, and where in each the rows begin, in bytes */
+    long failed;                      /* what went wrong, as `errno` */
+} Rows;
+
+/* Room for the halves of a row, and for what the last vector has too much. */
+static short *make_line(Rows *job) {
+    short *line = malloc(sizeof(short) * (job->count + LANES));
+    if (!line) job->failed = ENOMEM;
+    return line;
+}
+
+static off_t place_of_row(const Rows *job, long row) { return (job->first + row) % job->lines * job->line + job->column; }
+
+/* Writes rows. */
+void sapnet_write_halves(void *shared) {
+    Rows *job = shared;
+    const long size = sizeof(short) * job->count;
+    short *line = make_line(job);
+    for (long row = 0; row < job->rows && !job->failed; row++) {
+        const float *values = job->values + row * job->apart;
+        long value = 0;
+        for (; value + LANES <= job->count; value += LANES) store_halves(line + value, load(values + value));
+        float last[LANES] = {0};
+        memcpy(last, values + value, sizeof(float) * (job->count - value));
+        store_halves(line + value, load(last));
+        for (long done = 0; done < size && !job->failed;) {
+            const ssize_t more = pwrite(job->file, (char *)line + done, size - done, place_of_row(job, row) + done);
+            if (more > 0) done += more;
+            else if (more == 0 || errno != EINTR) job->failed = more == 0 ? ENOSPC : errno;
+        }
+    }
+    free(line);
+}
+
+/* Reads rows; what was not written is zero. */
+void sapnet_read_halves(void *shared) {
+    Rows *job = shared;
+    const long size = sizeof(short) * job->count;
+    short *line = make_line(job);
+    for (long row = 0; row < job->rows && !job->failed; row++) {
+        float *values = job->values + row * job->apart;
+        for (long done = 0; done < size && !job->failed;) {
+            const ssize_t more = pread(job->file, (char *)line + done, size - done, place_of_row(job, row) + done);
+            if (more > 0) done += more;
+            else if (more == 0) memset((char *)line + done, 0, size - done), done = size;
+            else if (errno != EINTR) job->failed = errno;
+        }
+        long value = 0;
+        for (; value + LANES <= job->count; value += LANES) store(values + value, load_halves(line + value));
+        float last[LANES];
+        store(last, load_halves(line + value));
+        memcpy(values + value, last, sizeof(float) * (job->count - value));
+    }
+    free(line);
 }

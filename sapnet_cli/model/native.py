@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,6 +42,16 @@ class Sums(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("plane", "columns", "rectangles", "cores")),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "channels", "dilation", "parts")),
+    )
+
+
+class Rows(ctypes.Structure):
+    """Those of `native.c`."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("rows", "count", "apart", "file", "lines", "line", "first", "column")),
+        ("failed", ctypes.c_long),
     )
 
 
@@ -218,6 +229,26 @@ def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None
     _run("sapnet_project", arrays, 3, (1, 1), 1, SMALL)
 
 
+def write_halves(values: Tensor, lines: Lines, first: int, column: int) -> None:
+    """Writes rows of float32 into a file as halves, each into a line of it, in one call that no thread waits for.
+
+    Args:
+        values: (H, W, C), whose rows are in one piece each.
+        lines: of the file.
+        first: the line of the first row; the first follows the last.
+        column: where in its line a row begins, in values.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    _move_halves("sapnet_write_halves", values, lines, first, column)
+
+
+def read_halves(values: Tensor, lines: Lines, first: int, column: int) -> None:
+    """The other way round: fills rows; what was never written is zero."""
+    _move_halves("sapnet_read_halves", values, lines, first, column)
+
+
 def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
     """The gradient of the kernel of a convolution that keeps the size. It depends on how many threads there are.
 
@@ -240,6 +271,33 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, around, dilation, side, parts=parts)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
     return (placed.t() @ _places(side).float()).view(outputs, inputs, 3, 3)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A file of lines, each of as many halves.
+
+    Attributes:
+        file: its descriptor.
+        count: how many lines.
+        length: of a line, in halves.
+    """
+
+    file: int
+    count: int
+    length: int
+
+
+def _move_halves(function: str, values: Tensor, lines: Lines, first: int, column: int) -> None:
+    if values.dtype != torch.float32 or not values[:1].is_contiguous():
+        raise ValueError(f"rows are {values.dtype}, or in pieces")
+    height, width, channels = values.shape
+    half = torch.float16.itemsize
+    job = Rows(values.data_ptr(), height, width * channels, values.stride(0), lines.file, lines.count)
+    job.line, job.first, job.column = lines.length * half, first % lines.count, column * half
+    _need_program().call(function, ctypes.addressof(job))
+    if job.failed:
+        raise OSError(job.failed, os.strerror(job.failed))
 
 
 @dataclass(frozen=True)
