@@ -1,4 +1,4 @@
-"""Compiles the package's one file of C where a compiler is at hand; without one the package is the same, but slower."""
+"""Compiles what of the package is in C where a compiler is at hand; without one the package is the same, but slower."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ("-O3", "-shared", "-fPIC")
 SETS = {"avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma", "-mf16c")}
-"""Of instructions: each is compiled for, and the CPU that runs it has the best of them that it can. As in native.py."""
+"""Of instructions: all is compiled for each, and a CPU takes the best that it has. As in compiled.py."""
 
 
 class NativeBuildHook(BuildHookInterface):
@@ -30,37 +30,40 @@ class NativeBuildHook(BuildHookInterface):
         """Compiles beside the source, as an editable install wants it."""
         if self.target_name != "wheel":
             return
-        source = Path(self.root, "sapnet_cli", "model", "native.c")
-        compiled = compile_source(source)
+        folder = Path(self.root, "sapnet_cli", "model", "c")
+        compiled = compile_sources(folder)
         if not compiled:
-            self.app.display_warning("native.c is not compiled, for want of an x86 CPU, Linux or a C compiler")
+            self.app.display_warning("what is in C is not compiled, for want of an x86 CPU, Linux or a C compiler")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         for file in compiled:
-            build_data["force_include"][str(file)] = f"sapnet_cli/model/{file.name}"
+            build_data["force_include"][str(file)] = f"sapnet_cli/model/c/{file.name}"
 
 
-def compile_source(source: Path) -> list[Path]:
-    """The compiled files, beside the source, for each of `SETS` that the compiler knows; none where there is none."""
+def compile_sources(folder: Path) -> list[Path]:
+    """The compiled files, beside the sources, for each of `SETS` that the compiler knows; none where there is none."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return []
     named = shlex.split(os.environ.get("CC", ""))
     compiler = named or [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))][:1]
     if not compiler:
         return []
-    # as `compiled_name` in native.py, which cannot be imported here, where there is no torch
-    stem = f"_native-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
+    # as `compiled_name` in compiled.py, which cannot be imported here, where there is no torch
+    digest = hashlib.sha256()
+    for source in sorted(folder.glob("*.[ch]")):
+        digest.update(source.read_bytes())
+    sources = sorted(str(source) for source in folder.glob("*.c"))
     try:
-        with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
             fresh = []
             for instructions, flags in SETS.items():
-                file = Path(folder, f"{stem}-{instructions}.so")
-                command = [*compiler, *FLAGS, *flags, "-o", str(file), str(source)]
+                file = Path(aside, f"sapnet-{digest.hexdigest()[:12]}-{instructions}.so")
+                command = [*compiler, *FLAGS, *flags, "-o", str(file), *sources]
                 if subprocess.run(command, check=False, capture_output=True).returncode == 0:  # noqa: S603
                     fresh.append(file)
-            for old in source.parent.glob("_native-*.so"):
+            for old in folder.glob("sapnet-*.so"):
                 old.unlink(missing_ok=True)
-            return [file.replace(source.with_name(file.name)) for file in fresh]
+            return [file.replace(folder / file.name) for file in fresh]
     except OSError:
         return []

@@ -28,7 +28,7 @@ from sapnet_cli.engine.statistics import MeasuringPool
 from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.hub import locate_weights
-from sapnet_cli.model import native
+from sapnet_cli.model import compiled
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.learner import choose_training_precision
@@ -601,7 +601,7 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(hardware, "multiplies_bytes", lambda bytes_too=bytes_too: bytes_too)
         monkeypatch.setattr(hardware, "sums_bytes_exactly", lambda exactly=exactly: exactly)
-        monkeypatch.setattr(native, "is_available", lambda in_c=in_c: in_c)
+        monkeypatch.setattr(compiled, "is_available", lambda in_c=in_c: in_c)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
         assert choose_precision("auto", cpu) == expected
         assert choose_training_precision("auto", cpu) == (torch.bfloat16 if has_bf16 else torch.float32)

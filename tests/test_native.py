@@ -16,24 +16,25 @@ from conftest import random_model, random_pixels
 from torch import Tensor
 from torch.nn import functional
 
+from sapnet_cli.engine import halves
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_precision
-from sapnet_cli.model import native
+from sapnet_cli.model import compiled, native
 from sapnet_cli.model.convolution import Convolution
 
 pytestmark = pytest.mark.usefixtures("instructions")
-needs_native = pytest.mark.skipif(not native.is_available(), reason="not compiled, or no x86 CPU with AVX2")
+needs_native = pytest.mark.skipif(not compiled.is_available(), reason="not compiled, or no x86 CPU with AVX2")
 CHANNELS_LAST = torch.channels_last
-native_program = native._program
+find_program = compiled.find_program
 
 
-@pytest.fixture(params=[name for name, are_here in native.SETS.items() if are_here()] or [None])
+@pytest.fixture(params=[name for name, are_here in compiled.SETS.items() if are_here()] or [None])
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """Each set of instructions that this CPU has: all is asked of what is compiled for any of them."""
-    if native.is_available():
-        program = native._load(request.param)
-        monkeypatch.setattr(native, "_program", lambda: program)
+    if compiled.is_available():
+        program = compiled.load_program(request.param)
+        monkeypatch.setattr(compiled, "find_program", lambda: program)
     return cast("str | None", request.param)
 
 
@@ -46,14 +47,14 @@ def features(*shape: int, seed: int = 0) -> Tensor:
 def test_it_is_compiled_wherever_it_can_be() -> None:
     if shutil.which("cc") is None or not torch.cpu._is_avx2_supported():
         pytest.skip("no compiler, or no AVX2")
-    assert native.is_available(), "pip install . compiles native.c, and so it must be run again when that changes"
+    assert compiled.is_available(), "pip install . compiles what is in C, and so it must be run again when that changes"
 
 
 @needs_native
 def test_it_takes_the_best_instructions(instructions: str) -> None:
-    assert native.lanes() == {"avx512": 16, "avx2": 8}[instructions]
-    best = next(name for name, are_here in native.SETS.items() if are_here())
-    assert cast(native._Program, native_program()).lanes == cast(native._Program, native._load(best)).lanes
+    assert compiled.program().lanes == {"avx512": 16, "avx2": 8}[instructions]
+    best = next(name for name, are_here in compiled.SETS.items() if are_here())
+    assert cast(compiled.Program, find_program()).lanes == cast(compiled.Program, compiled.load_program(best)).lanes
 
 
 @needs_native
@@ -65,7 +66,7 @@ def test_it_is_the_convolution(
     size: tuple[int, int], dilation: int, times: tuple[int, int], side: int, bound: float
 ) -> None:
     """At any size, also where the kernel reaches beyond the picture on all sides."""
-    inputs, outputs = times[0] * native.lanes(), times[1] * native.outputs_together()
+    inputs, outputs = times[0] * compiled.program().lanes, times[1] * native.outputs_together()
     seen = features(2, inputs, *size)
     weight, bias = (
         features(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5,
@@ -186,7 +187,7 @@ def test_networks_of_any_width(channels: int) -> None:
     with torch.inference_mode():
         expected = model.eval()(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
     assert abs(given - expected.numpy()).max() < 1e-5
-    half = native.lanes() // 2
+    half = compiled.program().lanes // 2
     places = (torch.zeros(1, 5, 7, half) for _ in range(3))
     with pytest.raises(ValueError, match="multiples"):
         native.recur(features(1, 2 * half, 5, 7), next(places), torch.zeros(36, 1), torch.zeros(4 * half), *places)
@@ -252,7 +253,7 @@ def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (29, 40)])
 def test_its_lstm(first: bool, side: int, size: tuple[int, int]) -> None:
     """Of features and state that lie apart, which its convolution reads as if they lay side by side."""
-    lanes, width = native.lanes(), native.outputs_together()
+    lanes, width = compiled.program().lanes, native.outputs_together()
     seen, inputs, outputs = features(2, lanes, *size), lanes + (0 if first else width), width * (3 if first else 4)
     state, cell, hidden, again = (features(2, width, *size, seed=seed).permute(0, 2, 3, 1) for seed in range(1, 5))
     weight, bias = features(outputs, inputs, 3, 3, seed=5) / 9, features(outputs, 1, 1, 1, seed=6).view(-1)
@@ -273,7 +274,7 @@ def test_its_lstm(first: bool, side: int, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("first", [False, True])
 def test_its_lstm_at_any_value(first: bool) -> None:
     """To the last bits, also where exponentials end; what is no number is not hidden."""
-    lanes, width = native.lanes(), native.outputs_together()
+    lanes, width = compiled.program().lanes, native.outputs_together()
     bias = 30 * features(width * (3 if first else 4), 1, 1, 1).view(-1)
     bias[:4], bias[4] = torch.tensor([-1e4, 1e4, 0, 1e-6]), float("nan")
     cell, hidden = features(1, width, 5, 7, seed=1).permute(0, 2, 3, 1), torch.empty(1, 5, 7, width)
@@ -293,21 +294,21 @@ def test_its_halves_in_a_file(channels: int) -> None:
     values = 300 * features(1, channels, 7, 13)[0].permute(1, 2, 0)
     values[0, 0, 0], values[1, 2, 1], values[6, 12, 2] = float("nan"), 1e6, -float("inf")
     with tempfile.TemporaryFile(buffering=0) as file:
-        lines = native.Lines(file.fileno(), 9, 20 * channels)
+        lines = halves.Lines(file.fileno(), 9, 20 * channels)
         beside = torch.full((9, 20, channels), 5.0)
-        native.write_halves(beside, lines, 0, 0)
-        native.write_halves(values[:, 2:10], lines, 5, 4 * channels)
+        halves.write_halves(beside, lines, 0, 0)
+        halves.write_halves(values[:, 2:10], lines, 5, 4 * channels)
         given = torch.empty(9, 20, channels)
-        native.read_halves(given, lines, 0, 0)
+        halves.read_halves(given, lines, 0, 0)
         beside[torch.tensor([5, 6, 7, 8, 0, 1, 2]), 4:12] = values[:, 2:10]
         assert torch.equal(given.half().view(torch.int16), beside.half().view(torch.int16))
         part = torch.zeros(3, 30, channels)
-        native.read_halves(part[:, 5:13], lines, 13, 4 * channels)
+        halves.read_halves(part[:, 5:13], lines, 13, 4 * channels)
         assert torch.equal(part[:, 5:13].nan_to_num(), beside[4:7, 4:12].half().float().nan_to_num())
         assert not part[:, :5].any()
         assert not part[:, 13:].any()
         beyond = torch.ones(2, 20, channels)
-        native.read_halves(beyond, native.Lines(file.fileno(), 100, 20 * channels), 8, 0)
+        halves.read_halves(beyond, halves.Lines(file.fileno(), 100, 20 * channels), 8, 0)
         assert torch.equal(beyond[0].nan_to_num(), given[8].nan_to_num())
         assert not beyond[1].any()
 
@@ -316,12 +317,12 @@ def test_its_halves_in_a_file(channels: int) -> None:
 def test_files_that_fail_are_said() -> None:
     values = torch.ones(2, 4, 8)
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
-        native.write_halves(values, native.Lines(full.fileno(), 2, 32), 0, 0)
+        halves.write_halves(values, halves.Lines(full.fileno(), 2, 32), 0, 0)
     with Path(__file__).open("rb") as only_read, pytest.raises(OSError, match="Bad file descriptor"):
-        native.write_halves(values, native.Lines(only_read.fileno(), 2, 32), 0, 0)
+        halves.write_halves(values, halves.Lines(only_read.fileno(), 2, 32), 0, 0)
     for wrong in (values.double(), values.permute(0, 2, 1)):
         with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="rows are"):
-            native.write_halves(wrong, native.Lines(file.fileno(), 2, 32), 0, 0)
+            halves.write_halves(wrong, halves.Lines(file.fileno(), 2, 32), 0, 0)
 
 
 @needs_native
@@ -329,8 +330,8 @@ def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(function: str, address: int) -> None:
         native.Convolution.from_address(address).failed = 1
 
-    program = replace(native._need_program(), run=fail)
-    monkeypatch.setattr(native, "_program", lambda: program)
+    program = replace(compiled.program(), run=fail)
+    monkeypatch.setattr(compiled, "find_program", lambda: program)
     kernel = native.transform(features(32, 16, 3, 3), native.SMALL)
     with pytest.raises(MemoryError):
         native.convolve(features(1, 16, 4, 4), kernel, *torch.ones(2, 32), (1, 1, 1), 1)
@@ -341,20 +342,20 @@ def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPat
     model, image = random_model(channels=32), random_pixels(40, 50, "float32")
     config = EngineConfig(device="cpu", precision="fp32")
     before = Engine(model, config).derain(image)
-    native_program.cache_clear()
-    monkeypatch.setattr(native, "_program", native_program)
+    find_program.cache_clear()
+    monkeypatch.setattr(compiled, "find_program", find_program)
     if missing == "instructions":
-        monkeypatch.setattr(native, "SETS", {name: lambda: False for name in native.SETS})
+        monkeypatch.setattr(compiled, "SETS", {name: lambda: False for name in compiled.SETS})
     elif missing == "the compiled file":
-        monkeypatch.setattr(native, "compiled_name", lambda instructions: "none.so")
+        monkeypatch.setattr(compiled, "compiled_name", lambda instructions: "none.so")
     else:
-        load = native.ctypes.CDLL
-        monkeypatch.setattr(native.ctypes, "CDLL", lambda name: load(name) if name else object())
+        load = compiled.ctypes.CDLL
+        monkeypatch.setattr(compiled.ctypes, "CDLL", lambda name: load(name) if name else object())
     try:
-        assert not native.is_available()
+        assert not compiled.is_available()
         after = Engine(model, config).derain(image)
         chosen = choose_precision("auto", torch.device("cpu"))
     finally:
-        native_program.cache_clear()
+        find_program.cache_clear()
     assert abs(after - before).max() < 1e-5
     assert chosen != torch.float32 or not torch.cpu._is_avx2_supported()

@@ -21,7 +21,7 @@ from sapnet_cli.engine.kernels import FusedWeights
 from sapnet_cli.engine.tiled import CarriedState, Ring
 from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
 from sapnet_cli.errors import OutOfMemoryError
-from sapnet_cli.model import native
+from sapnet_cli.model import compiled
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def expect(forward: FusedForward, plan: TilePlan, tile: Tile, generation: int) -
 @pytest.mark.parametrize("in_c", [True, False])
 def test_units_do_not_overwrite_what_is_still_read(channels: int, in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not in_c:
-        monkeypatch.setattr(native, "is_available", lambda: False)
+        monkeypatch.setattr(compiled, "is_available", lambda: False)
     weights = FusedWeights(random_model(channels=channels, reduction=1), torch.float32, CPU)
     plan = plan_tiles(70, 90, 40, 8)
     assert len({tile.rows for tile in plan.tiles}) > 2
@@ -79,9 +79,9 @@ def test_without_attention_tiles_are_the_whole() -> None:
 @pytest.mark.parametrize("in_c", [True, False])
 def test_threads_that_wait_for_the_disk_start_no_others(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than cores, and all of OpenMP's sleep whenever they wait for each other."""
-    if in_c and not native.is_available():
+    if in_c and not compiled.is_available():
         pytest.skip("not compiled, or no x86 CPU with AVX2")
-    monkeypatch.setattr(native, "is_available", lambda: in_c)
+    monkeypatch.setattr(compiled, "is_available", lambda: in_c)
     ring, lines = Ring(300, 400, torch.zeros(1, 1, 1, 32)), torch.rand(300, 400, 32)
 
     def threads_after(work: Callable[[], object]) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from sapnet_cli.cores import container_limits
 from sapnet_cli.errors import UsageError
-from sapnet_cli.model import native
+from sapnet_cli.model import compiled
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -101,7 +101,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
     Each pays only where the hardware computes in it: int8 on CPUs with AVX512-BF16 or AMX, or with AVX2 where
-    convolutions in fp32 have to do without `native`, bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose mantissa is
+    convolutions in fp32 have to do without what is in C, bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose mantissa is
     longer) on GPUs with tensor cores. Elsewhere it is slower than fp32, which auto then takes.
 
     Raises:
@@ -119,8 +119,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         if not multiplies_bytes():
             return fast_float()
-        if not native.is_available():
-            log.info("native.c is not compiled; on Linux, install sapnet where there is a C compiler: faster")
+        if not compiled.is_available():
+            log.info("what is in C is not compiled; on Linux, install sapnet where there is a C compiler: faster")
         elif fast_float() is torch.float32:
             return torch.float32
         return torch.int8

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapnet_cli.engine import halves
 from sapnet_cli.engine.fused import FusedForward, Pool
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import Ranging
@@ -31,7 +32,6 @@ from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.statistics import MeasuringPool, Sample, SamplePool, change_colours, colour_change
 from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
-from sapnet_cli.model import native
 
 ROWS = 64
 """Of a window, that are converted at once between memory and disk."""
@@ -274,8 +274,8 @@ class Ring:
     @torch.inference_mode()  # which a thread has of its own
     def read(self, row: int, column: int, target: Tensor) -> None:
         """Fills (H, W, C) with what lies there, from a row and a column on."""
-        if self._in_c(target):
-            native.read_halves(target, self._lines, row, column * target.shape[2])
+        if halves.suits(target):
+            halves.read_halves(target, self._lines, row, column * target.shape[2])
             return
         for start, part in enumerate(torch.split(_bits(target), ROWS)):
             as_stored = part.dtype != torch.float32 and part.device.type == "cpu"
@@ -293,8 +293,8 @@ class Ring:
         Raises:
             OSError: the disk is full.
         """
-        if self._in_c(source):
-            native.write_halves(source, self._lines, row, column * source.shape[2])
+        if halves.suits(source):
+            halves.write_halves(source, self._lines, row, column * source.shape[2])
             return
         for start, part in enumerate(torch.split(_bits(source), ROWS)):
             values = part.cpu()
@@ -308,14 +308,9 @@ class Ring:
                 if self.file.write(line) != line.nbytes:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    @staticmethod
-    def _in_c(plane: Tensor) -> bool:
-        """Whether it is converted and moved in C: rows in Python cost as much as all else, and wait for each other."""
-        return native.is_available() and plane.device.type == "cpu" and plane.dtype == torch.float32
-
     @property
-    def _lines(self) -> native.Lines:
-        return native.Lines(self.file.fileno(), self._rows, self._line // self._kind.itemsize)
+    def _lines(self) -> halves.Lines:
+        return halves.Lines(self.file.fileno(), self._rows, self._line // self._kind.itemsize)
 
     def _seek(self, row: int, column: int) -> None:
         self.file.seek(row % self._rows * self._line + column * self._pixel)

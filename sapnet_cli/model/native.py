@@ -1,27 +1,21 @@
-"""What is in C, `native.c`, for float32 on x86 CPUs with AVX2 or AVX512: 3x3 convolutions and an LSTM's step.
+"""3x3 convolutions and an LSTM's step in float32, in C, where it is compiled: see `compiled.py`.
 
 PyTorch's convolutions run at the peak of such a CPU, so that nothing but fewer multiplications makes them faster. These
 need a quarter of them or fewer, by Winograd's F(4x4, 3x3) or F(6x6, 3x3), take a third of the time, and round to the
-fifth digit. The build of the package compiles the file where a C compiler is at hand (`hatch_build.py`); where none
-was, or on another CPU or system, `is_available` says no, and PyTorch computes all.
+fifth digit.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.c")
+from sapnet_cli.model import compiled
 
 POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)}
 """Of tiles of each side, beside infinity: where a line of pixels, as a polynomial, meets a line of the kernel."""
@@ -29,15 +23,12 @@ POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0
 SMALL, LARGE = POINTS
 """Sides of the tiles, whose pixels lie a dilation apart."""
 
-SETS = {"avx512": torch.cpu._is_avx512_supported, "avx2": torch.cpu._is_avx2_supported}
-"""The sets of instructions that `native.c` is compiled for, best first, and whether this CPU has them."""
-
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
 
 
 class Sums(ctypes.Structure):
-    """That of `native.c`."""
+    """Those of `c/sums.c`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("plane", "columns", "rectangles", "cores")),
@@ -45,18 +36,8 @@ class Sums(ctypes.Structure):
     )
 
 
-class Rows(ctypes.Structure):
-    """Those of `native.c`."""
-
-    _fields_ = (
-        ("values", ctypes.c_void_p),
-        *((name, ctypes.c_long) for name in ("rows", "count", "apart", "file", "lines", "line", "first", "column")),
-        ("failed", ctypes.c_long),
-    )
-
-
 class Convolution(ctypes.Structure):
-    """That of `native.c`."""
+    """That of `c/convolution.h`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip", "target", "cell")),
@@ -84,11 +65,6 @@ class Rectangles:
     dilation: int
 
 
-def is_available() -> bool:
-    """Whether this machine computes so."""
-    return _program() is not None
-
-
 def suits(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a convolution of so many channels can be computed so, here, by `convolve`."""
     return suits_image(inputs, device, dtype) and outputs % outputs_together() == 0
@@ -96,21 +72,20 @@ def suits(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -
 
 def suits_image(inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
     """The same of one to an image, by `project`."""
-    return (device.type, dtype) == ("cpu", torch.float32) and is_available() and inputs % lanes() == 0
+    return (
+        (device.type, dtype) == ("cpu", torch.float32)
+        and compiled.is_available()
+        and inputs % compiled.program().lanes == 0
+    )
 
 
-def lanes() -> int:
-    """Floats of a vector here: input channels come in so many.
+def outputs_together() -> int:
+    """Output channels that lie side by side in a kernel, and come in so many.
 
     Raises:
         RuntimeError: nothing compiled is here.
     """
-    return _need_program().lanes
-
-
-def outputs_together() -> int:
-    """Output channels that lie side by side in a kernel; they come in so many. It raises as `lanes` does."""
-    return 2 * lanes()
+    return 2 * compiled.program().lanes
 
 
 def choose_side(height: int, width: int, dilation: int) -> int:
@@ -197,12 +172,13 @@ def recur(
 
     Raises:
         MemoryError: there is none for a few tiles.
-        ValueError: a place is of another shape, or in pieces, or I or C is no multiple of `lanes()`.
+        ValueError: a place is of another shape, or in pieces, or I or C is no multiple of a vector's lanes.
     """
     source = _channels_last(features)
     shape = (*source.shape[:3], len(bias) // (3 if state is None else 4))
-    if source.shape[3] % lanes() or shape[3] % lanes():
-        raise ValueError(f"{source.shape[3]} and {shape[3]} channels are not all multiples of {lanes()}")
+    lanes = compiled.program().lanes
+    if source.shape[3] % lanes or shape[3] % lanes:
+        raise ValueError(f"{source.shape[3]} and {shape[3]} channels are not all multiples of {lanes}")
     for place in (cell, hidden, *(() if state is None else (state,))):
         _check_place(place, shape)
     arrays = _Arrays(source, transformed, hidden, state=state, bias=bias.contiguous(), cell=cell)
@@ -227,26 +203,6 @@ def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None
     _check_place(out, (*source.shape[:3], 3))
     arrays = _Arrays(source, weight.permute(2, 3, 0, 1).contiguous(), out, bias=bias.contiguous())
     _run("sapnet_project", arrays, 3, (1, 1), 1, SMALL)
-
-
-def write_halves(values: Tensor, lines: Lines, first: int, column: int) -> None:
-    """Writes rows of float32 into a file as halves, each into a line of it, in one call that no thread waits for.
-
-    Args:
-        values: (H, W, C), whose rows are in one piece each.
-        lines: of the file.
-        first: the line of the first row; the first follows the last.
-        column: where in its line a row begins, in values.
-
-    Raises:
-        OSError: the disk is full, or fails.
-    """
-    _move_halves("sapnet_write_halves", values, lines, first, column)
-
-
-def read_halves(values: Tensor, lines: Lines, first: int, column: int) -> None:
-    """The other way round: fills rows; what was never written is zero."""
-    _move_halves("sapnet_read_halves", values, lines, first, column)
 
 
 def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
@@ -274,35 +230,8 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
 
 
 @dataclass(frozen=True)
-class Lines:
-    """A file of lines, each of as many halves.
-
-    Attributes:
-        file: its descriptor.
-        count: how many lines.
-        length: of a line, in halves.
-    """
-
-    file: int
-    count: int
-    length: int
-
-
-def _move_halves(function: str, values: Tensor, lines: Lines, first: int, column: int) -> None:
-    if values.dtype != torch.float32 or not values[:1].is_contiguous():
-        raise ValueError(f"rows are {values.dtype}, or in pieces")
-    height, width, channels = values.shape
-    half = torch.float16.itemsize
-    job = Rows(values.data_ptr(), height, width * channels, values.stride(0), lines.file, lines.count)
-    job.line, job.first, job.column = lines.length * half, first % lines.count, column * half
-    _need_program().call(function, ctypes.addressof(job))
-    if job.failed:
-        raise OSError(job.failed, os.strerror(job.failed))
-
-
-@dataclass(frozen=True)
 class _Arrays:
-    """What `Convolution` of `native.c` points to."""
+    """What a `Convolution` points to."""
 
     source: Tensor
     kernel: Tensor
@@ -335,7 +264,7 @@ def _convolve(
     _check_place(rectangles.cores, (count, 4), torch.int64)
     places = (arrays.target, sums, rectangles.sums, rectangles.cores)
     job = Sums(*(place.data_ptr() for place in places), count, height, width, channels, rectangles.dilation, parts)
-    _need_program().call("sapnet_sum", ctypes.addressof(job))
+    compiled.program().call("sapnet_sum", ctypes.addressof(job))
 
 
 def _run(
@@ -348,8 +277,7 @@ def _run(
     relu: bool = False,
     parts: int = 0,
 ) -> None:
-    """One function of `native.c`."""
-    program = _need_program()
+    """One function in C."""
     job = Convolution(outputs=outputs, dilation=dilation, side=side, relu=relu, parts=parts)
     job.count, job.height, job.width, job.own = arrays.source.shape
     job.inputs = job.own + (0 if arrays.state is None else arrays.state.shape[3])
@@ -357,13 +285,13 @@ def _run(
     job.target_height, job.target_width = arrays.target.shape[1:3]
     for name, array in vars(arrays).items():
         setattr(job, name, None if array is None else array.data_ptr())
-    program.run(function, ctypes.addressof(job))
+    compiled.program().run(function, ctypes.addressof(job))
     if job.failed:
         raise MemoryError("out of memory")
 
 
 def _tiles_along(side: int, length: int, dilation: int) -> int:
-    """As `native.c` counts them."""
+    """As `c/winograd.h` counts them."""
     rounds, rest = divmod(length, side * dilation)
     return rounds * dilation + min(rest, dilation)
 
@@ -377,61 +305,6 @@ def _check_place(place: Tensor, shape: tuple[int, ...], dtype: torch.dtype = tor
     """C writes and reads wherever it is told to."""
     if place.shape != shape or not place.is_contiguous() or place.dtype != dtype:
         raise ValueError(f"a place for {shape} is {place.dtype} of {tuple(place.shape)}, or in pieces")
-
-
-def compiled_name(instructions: str) -> str:
-    """Of the file compiled for one of `SETS`: another source has another, so that no old one is taken for it."""
-    return f"_native-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}-{instructions}.so"
-
-
-@dataclass(frozen=True)
-class _Program:
-    """What is compiled.
-
-    Attributes:
-        run: runs a function of it on a job, at an address, on all threads.
-        call: the same on this thread.
-        lanes: see `lanes`.
-    """
-
-    run: Callable[[str, int], None]
-    call: Callable[[str, int], None]
-    lanes: int
-
-
-def _need_program() -> _Program:
-    program = _program()
-    if program is None:
-        raise RuntimeError("nothing compiled is here")
-    return program
-
-
-@cache
-def _program() -> _Program | None:
-    """For the best instructions that this CPU has and that were compiled for."""
-    if sys.platform != "linux":
-        return None
-    programs = (_load(instructions) for instructions, are_here in SETS.items() if are_here())
-    return next((program for program in programs if program is not None), None)
-
-
-def _load(instructions: str) -> _Program | None:
-    """On the threads of PyTorch's own OpenMP: others would fight with them for the cores."""
-    try:
-        program = ctypes.CDLL(str(SOURCE.with_name(compiled_name(instructions))))
-        in_parallel = ctypes.CDLL(None).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    in_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    in_parallel.restype = None
-
-    def run(function: str, job: int) -> None:
-        in_parallel(ctypes.cast(getattr(program, function), ctypes.c_void_p), job, torch.get_num_threads(), 0)
-
-    def call(function: str, job: int) -> None:
-        getattr(program, function)(ctypes.c_void_p(job))
-
-    return _Program(run, call, ctypes.c_long.in_dll(program, "sapnet_lanes").value)
 
 
 @cache

@@ -1,0 +1,196 @@
+/* Convolutions, and an LSTM's step, whose gates are one, in tiles. */
+
+#include <string.h>
+
+#include "winograd.h"
+
+enum {
+    ROWS = REGISTERS * 3 / 8, /* tiles that are multiplied at once: two vectors of outputs of each take most registers */
+    GATES = 4,                /* of an LSTM, at most */
+    LINE = 16                 /* floats that a cache fetches together */
+};
+
+const long sapnet_lanes = LANES;
+
+/* ROWS tiles times OUTPUTS channels, at one place. */
+static inline void multiply(const float *seen, const float *kernel, float *given, long inputs, long outputs) {
+    Vector sums[ROWS][2];
+    for (int row = 0; row < ROWS; row++) sums[row][0] = sums[row][1] = all(0);
+    for (long input = 0; input < inputs; input++) {
+        Vector first = load(kernel + OUTPUTS * input);
+        Vector second = load(kernel + OUTPUTS * input + LANES);
+        for (int row = 0; row < ROWS; row++) {
+            Vector value = all(seen[row * inputs + input]);
+            sums[row][0] = product_plus(value, first, sums[row][0]);
+            sums[row][1] = product_plus(value, second, sums[row][1]);
+        }
+    }
+    for (int row = 0; row < ROWS; row++) {
+        store(given + row * outputs, sums[row][0]);
+        store(given + row * outputs + LANES, sums[row][1]);
+    }
+}
+
+/* Transforms the columns of a tile back, `from` + place * apart. */
+INLINE void read_columns(const long side, const float *from, long apart, Vector columns[SEEN][LARGE]) {
+    for (int x = 0; x < side + BEYOND; x++) {
+        Vector column[SEEN];
+        for (int y = 0; y < side + BEYOND; y++) column[y] = load(from + (y * (side + BEYOND) + x) * apart);
+        transform_back(side, column, columns[x]);
+    }
+}
+
+/* A row of a tile, of its columns. */
+INLINE void read_row(const long side, Vector columns[SEEN][LARGE], int y, Vector *row) {
+    Vector line[SEEN];
+    for (int x = 0; x < side + BEYOND; x++) line[x] = columns[x][y];
+    transform_back(side, line, row);
+}
+
+/* Adds what a tile has in each column, of some channels, to the sums of a part, (count, target_width, channels). */
+INLINE void add_sums(const long side, const Convolution *job, Place place, long channels, const Vector *totals, float *sums) {
+    for (int x = 0; x < side && x < place.columns; x++) {
+        float *sum = sums + (place.picture * job->target_width + place.left + x * job->dilation) * channels;
+        store(sum, add(load(sum), totals[x]));
+    }
+}
+
+/* Writes a tile, `from` + place * tiles_at_once * outputs, and adds it to the sums of a part. */
+INLINE void write_tile(const long side, const Convolution *job, Place place, const float *from, float *sums) {
+    const long outputs = job->outputs;
+    const Vector zero = all(0);
+    for (long channel = 0; channel < outputs; channel += LANES) {
+        Vector scale = load(job->scale + channel), bias = load(job->bias + channel);
+        Vector columns[SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
+        read_columns(side, from + channel, tiles_at_once(side) * outputs, columns);
+        for (int y = 0; y < side && y < place.rows; y++) {
+            Vector result[LARGE];
+            read_row(side, columns, y, result);
+            for (int x = 0; x < side && x < place.columns; x++) {
+                long pixel = pixel_of(job, place, y, x);
+                Vector value = product_plus(result[x], scale, bias);
+                if (job->relu) value = larger(zero, value); /* the second where it is no number */
+                if (job->skip) value = add(value, load(job->skip + pixel * outputs + channel));
+                if (job->relu) value = larger(zero, value);
+                store(job->target + pixel * outputs + channel, value);
+                totals[x] = add(totals[x], value);
+            }
+        }
+        if (sums) add_sums(side, job, place, outputs, totals, sums + channel);
+    }
+}
+
+/* e to the -x, for an x that is brought so near to zero that two of these can be multiplied: two to a whole number times
+   a polynomial, the best of its degree, off by 2e-9. What is no number stays none. */
+static inline Vector decay(Vector x) {
+    static const float series[] = {1.5345812e-4f, -1.3399931e-3f, 9.618489e-3f, -5.5503288e-2f, 2.4022647e-1f, -6.9314721e-1f, 1};
+    static const float log2 = 1.44269504f; /* of e */
+    Vector bound = larger(all(-43), smaller(all(43), x)), whole = nearest(times(-log2, bound));
+    Vector rest = plus(log2, bound, whole), sum = all(series[0]);
+    for (int term = 1; term < 7; term++) sum = product_plus(sum, rest, all(series[term]));
+    return by_power(sum, whole);
+}
+
+static inline Vector sigmoid(Vector x) { return over(all(1), add(all(1), decay(x))); }
+
+/* The sigmoid of a gate times the hyperbolic tangent of a value, for one division. */
+static inline Vector let_through(Vector gate, Vector value) {
+    Vector twice = decay(add(value, value));
+    return over(sub(all(1), twice), mul(add(all(1), decay(gate)), add(all(1), twice)));
+}
+
+/* Of an LSTM's step; the first has no state, and nothing to forget. */
+INLINE long gates_of(const Convolution *job) { return job->state ? GATES : GATES - 1; }
+
+/* Writes a tile as `write_tile` does, but of an LSTM: what is convolved are its gates (input, candidate, output and,
+   unless it is the first step, forget), and what is written is the next state, hidden into target and cell into cell. */
+INLINE void write_state(const long side, const Convolution *job, Place place, const float *from, float *sums) {
+    const long outputs = job->outputs, gates = gates_of(job), width = outputs / gates;
+    const Vector zero = all(0);
+    for (long channel = 0; channel < width; channel += LANES) {
+        Vector columns[GATES][SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
+        for (int gate = 0; gate < gates; gate++)
+            read_columns(side, from + gate * width + channel, tiles_at_once(side) * outputs, columns[gate]);
+        for (int y = 0; y < side && y < place.rows; y++) {
+            Vector result[GATES][LARGE];
+            for (int gate = 0; gate < gates; gate++) {
+                Vector bias = load(job->bias + gate * width + channel);
+                read_row(side, columns[gate], y, result[gate]);
+                for (int x = 0; x < side; x++) result[gate][x] = add(result[gate][x], bias);
+            }
+            for (int x = 0; x < side && x < place.columns; x++) {
+                long pixel = pixel_of(job, place, y, x);
+                Vector cell = let_through(result[0][x], result[1][x]);
+                if (job->state) {
+                    Vector before = load(job->cell + pixel * width + channel);
+                    cell = product_plus(sigmoid(result[3][x]), before, cell);
+                }
+                Vector hidden = let_through(result[2][x], cell);
+                store(job->cell + pixel * width + channel, cell);
+                store(job->target + pixel * width + channel, hidden);
+                totals[x] = add(totals[x], hidden);
+            }
+        }
+        if (sums) add_sums(side, job, place, width, totals, sums + channel);
+    }
+}
+
+/* Has what tiles will be written to, and what is added to them, brought nearer while others are multiplied. All of a tile
+   has its turn once places have been counted through. */
+INLINE void fetch(const long side, const Convolution *job, const Place *tiles, long number, long place) {
+    const long y = place / (side + BEYOND), x = place % (side + BEYOND), outputs = job->outputs;
+    for (long tile = 0; tile < number; tile++) {
+        if (y >= tiles[tile].rows || x >= tiles[tile].columns) continue;
+        const long first = pixel_of(job, tiles[tile], y, x) * outputs;
+        for (long value = first; value < first + outputs; value += LINE) {
+            __builtin_prefetch(job->target + value, 1, 2);
+            if (job->skip) __builtin_prefetch(job->skip + value, 0, 2);
+        }
+    }
+}
+
+/* Takes parts of the tiles until there are none left. */
+INLINE void convolve(const long side, Convolution *job) {
+    const long inputs = job->inputs, outputs = job->outputs, places = places_of(side), at_once = tiles_at_once(side);
+    const long channels = job->cell ? outputs / gates_of(job) : outputs;
+    const Tiling tiling = tiling_of(job, side);
+    const long parts = job->sums ? job->parts : (tiling.number + at_once - 1) / at_once;
+    float *given, *seen = make_room(job, side, &given);
+    if (!seen) return;
+    for (;;) {
+        long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (part >= parts) break;
+        const long summed = job->count * job->target_width * channels;
+        float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
+        long end = tiling.number * (part + 1) / parts;
+        for (long begin = tiling.number * part / parts; begin < end; begin += at_once) {
+            long number = end - begin < at_once ? end - begin : at_once;
+            Place tiles[AT_ONCE];
+            for (long tile = 0; tile < number; tile++) {
+                tiles[tile] = place_of(job, side, tiling, begin + tile);
+                read_tile(side, job, tiles[tile], seen + tile * inputs);
+            }
+            for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
+                for (long place = 0; place < places; place++)
+                    for (long input = 0; input < inputs; input++) seen[(place * at_once + tile) * inputs + input] = 0;
+            for (long place = 0; place < places; place++) {
+                if (!job->cell) fetch(side, job, tiles, number, place);
+                for (long output = 0; output < outputs; output += OUTPUTS)
+                    for (long tile = 0; tile < number; tile += ROWS)
+                        multiply(seen + (place * at_once + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
+                                 given + (place * at_once + tile) * outputs + output, inputs, outputs);
+            }
+            for (long tile = 0; tile < number; tile++)
+                if (job->cell) write_state(side, job, tiles[tile], given + tile * outputs, sums);
+                else write_tile(side, job, tiles[tile], given + tile * outputs, sums);
+        }
+    }
+    free(seen);
+}
+
+/* What each thread of a convolution runs. */
+void sapnet_convolve(void *shared) {
+    Convolution *job = shared;
+    if (job->side == SMALL) convolve(SMALL, job);
+    else convolve(LARGE, job);
+}
