@@ -6,8 +6,7 @@
 
 enum {
     ROWS = REGISTERS * 3 / 8, /* tiles that are multiplied at once: two vectors of outputs of each take most registers */
-    GATES = 4,                /* of an LSTM, at most */
-    LINE = 16                 /* floats that a cache fetches together */
+    GATES = 4                 /* of an LSTM, at most */
 };
 
 const long sapnet_lanes = LANES;
@@ -31,11 +30,11 @@ static inline void multiply(const float *seen, const float *kernel, float *given
     }
 }
 
-/* Transforms the columns of a tile back, `from` + place * apart. */
-INLINE void read_columns(const long side, const float *from, long apart, Vector columns[SEEN][LARGE]) {
+/* Transforms the columns of a tile back, `from` + place * distance. */
+INLINE void read_columns(const long side, const float *from, long distance, Vector columns[SEEN][LARGE]) {
     for (int x = 0; x < side + BEYOND; x++) {
         Vector column[SEEN];
-        for (int y = 0; y < side + BEYOND; y++) column[y] = load(from + (y * (side + BEYOND) + x) * apart);
+        for (int y = 0; y < side + BEYOND; y++) column[y] = load(from + (y * (side + BEYOND) + x) * distance);
         transform_back(side, column, columns[x]);
     }
 }
@@ -55,14 +54,14 @@ INLINE void add_sums(const long side, const Convolution *job, Place place, long 
     }
 }
 
-/* Writes a tile, `from` + place * tiles_at_once * outputs, and adds it to the sums of a part. */
+/* Writes a tile, `from` + place * `apart`, and adds it to the sums of a part. */
 INLINE void write_tile(const long side, const Convolution *job, Place place, const float *from, float *sums) {
     const long outputs = job->outputs;
     const Vector zero = all(0);
     for (long channel = 0; channel < outputs; channel += LANES) {
         Vector scale = load(job->scale + channel), bias = load(job->bias + channel);
         Vector columns[SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
-        read_columns(side, from + channel, tiles_at_once(side) * outputs, columns);
+        read_columns(side, from + channel, apart(side, outputs), columns);
         for (int y = 0; y < side && y < place.rows; y++) {
             Vector result[LARGE];
             read_row(side, columns, y, result);
@@ -110,7 +109,7 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
     for (long channel = 0; channel < width; channel += LANES) {
         Vector columns[GATES][SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
         for (int gate = 0; gate < gates; gate++)
-            read_columns(side, from + gate * width + channel, tiles_at_once(side) * outputs, columns[gate]);
+            read_columns(side, from + gate * width + channel, apart(side, outputs), columns[gate]);
         for (int y = 0; y < side && y < place.rows; y++) {
             Vector result[GATES][LARGE];
             for (int gate = 0; gate < gates; gate++) {
@@ -172,13 +171,14 @@ INLINE void convolve(const long side, Convolution *job) {
             }
             for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
                 for (long place = 0; place < places; place++)
-                    for (long input = 0; input < inputs; input++) seen[(place * at_once + tile) * inputs + input] = 0;
+                    for (long input = 0; input < inputs; input++) seen[place * apart(side, inputs) + tile * inputs + input] = 0;
             for (long place = 0; place < places; place++) {
                 if (!job->cell) fetch(side, job, tiles, number, place);
                 for (long output = 0; output < outputs; output += OUTPUTS)
                     for (long tile = 0; tile < number; tile += ROWS)
-                        multiply(seen + (place * at_once + tile) * inputs, job->kernel + (place * outputs + output) * inputs,
-                                 given + (place * at_once + tile) * outputs + output, inputs, outputs);
+                        multiply(seen + place * apart(side, inputs) + tile * inputs,
+                                 job->kernel + (place * outputs + output) * inputs,
+                                 given + place * apart(side, outputs) + tile * outputs + output, inputs, outputs);
             }
             for (long tile = 0; tile < number; tile++)
                 if (job->cell) write_state(side, job, tiles[tile], given + tile * outputs, sums);

@@ -4,7 +4,7 @@
 
 enum { INPUTS = 4 }; /* channels of which a gradient is summed at once */
 
-/* Reads the gradient of a tile, `to` + place * tiles_at_once * outputs. */
+/* Reads the gradient of a tile, `to` + place * `apart`. */
 INLINE void read_gradient(const long side, const Convolution *job, Place place, float *to) {
     const long outputs = job->outputs;
     for (long channel = 0; channel < outputs; channel += LANES) {
@@ -17,7 +17,7 @@ INLINE void read_gradient(const long side, const Convolution *job, Place place, 
             }
             transform_gradient(side, column, columns[x]);
         }
-        write_rows(side, 1, columns, to + channel, tiles_at_once(side) * outputs);
+        write_rows(side, 1, columns, to + channel, apart(side, outputs));
     }
 }
 
@@ -64,7 +64,7 @@ INLINE void sum_gradient(const long side, Convolution *job) {
             for (long place = 0; place < places; place++)
                 for (long output = 0; output < outputs; output += OUTPUTS)
                     for (long input = 0; input < inputs; input += INPUTS)
-                        accumulate(seen + place * at_once * inputs + input, wanted + place * at_once * outputs + output,
+                        accumulate(seen + place * apart(side, inputs) + input, wanted + place * apart(side, outputs) + output,
                                    sums + (place * outputs + output) * inputs + input * OUTPUTS, number, inputs, outputs);
         }
     }

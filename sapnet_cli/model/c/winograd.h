@@ -19,7 +19,8 @@ enum {
     BEYOND = 2,          /* more that it reads along a side */
     SEEN = 8,            /* that it reads along a side, at most */
     OUTPUTS = 2 * LANES, /* channels that lie side by side in a kernel */
-    AT_ONCE = 24         /* tiles of a thread, at most */
+    AT_ONCE = 24,        /* tiles of a thread, at most */
+    LINE = 16            /* floats that a cache fetches together */
 };
 
 static const float A = 0.70710678f, A2 = 0.5f, A3 = 0.35355339f;
@@ -99,6 +100,10 @@ INLINE long places_of(const long side) { return (side + BEYOND) * (side + BEYOND
 /* Tiles that a thread takes at once: transformed they fit into its cache; a multiple of what is multiplied at once. */
 INLINE long tiles_at_once(const long side) { return side == SMALL ? AT_ONCE : AT_ONCE / 2; }
 
+/* How far places lie from each other, of so many channels of tiles: a line of a cache further than they must, or most
+   would fall into the same few sets of it. */
+INLINE long apart(const long side, long channels) { return tiles_at_once(side) * channels + LINE; }
+
 /* Tiles along a side of a picture: one for each of the pixels that are `dilation` apart, then on by `side` times that. */
 static long tiles_along(long side, long length, long dilation) {
     long step = side * dilation, rest = length % step;
@@ -142,19 +147,19 @@ static inline long pixel_of(const Convolution *job, Place place, long y, long x)
     return place.pixel + (y * job->target_width + x) * job->dilation;
 }
 
-/* Transforms the rows of a tile, or of a gradient, of its transformed columns, and writes them, `to` + place * apart. */
-INLINE void write_rows(const long side, const int gradient, Vector (*columns)[SEEN], float *to, long apart) {
+/* Transforms the rows of a tile, or of a gradient, of its transformed columns, and writes them, `to` + place * distance. */
+INLINE void write_rows(const long side, const int gradient, Vector (*columns)[SEEN], float *to, long distance) {
     const long seen = side + BEYOND, columns_there = gradient ? side : seen;
     for (int y = 0; y < seen; y++) {
         Vector line[SEEN], result[SEEN];
         for (int x = 0; x < columns_there; x++) line[x] = columns[x][y];
         if (gradient) transform_gradient(side, line, result);
         else transform(side, line, result);
-        for (int x = 0; x < seen; x++) store(to + (y * seen + x) * apart, result[x]);
+        for (int x = 0; x < seen; x++) store(to + (y * seen + x) * distance, result[x]);
     }
 }
 
-/* Reads a tile, `to` + place * tiles_at_once * inputs. */
+/* Reads a tile, `to` + place * `apart`. */
 INLINE void read_tile(const long side, const Convolution *job, Place place, float *to) {
     const long seen = side + BEYOND, step = job->dilation, inputs = job->inputs;
     const long top = place.top - job->above, left = place.left - job->left;
@@ -173,16 +178,16 @@ INLINE void read_tile(const long side, const Convolution *job, Place place, floa
             }
             transform(side, column, columns[x]);
         }
-        write_rows(side, 0, columns, to + channel, tiles_at_once(side) * inputs);
+        write_rows(side, 0, columns, to + channel, apart(side, inputs));
     }
 }
 
 /* Room for the transformed tiles of a thread, and where that of their outputs begins. */
 static float *make_room(Convolution *job, long side, float **given) {
-    const long tiles = places_of(side) * tiles_at_once(side);
-    float *seen = aligned_alloc(64, sizeof(float) * tiles * (job->inputs + job->outputs));
+    const long places = places_of(side), of_inputs = places * apart(side, job->inputs);
+    float *seen = aligned_alloc(64, sizeof(float) * (of_inputs + places * apart(side, job->outputs)));
     if (!seen) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-    *given = seen + tiles * job->inputs;
+    *given = seen + of_inputs;
     return seen;
 }
 
