@@ -16,7 +16,7 @@ from conftest import random_model, random_pixels
 from torch import Tensor
 from torch.nn import functional
 
-from sapnet_cli.engine import halves
+from sapnet_cli.engine import rows
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_precision
@@ -289,27 +289,32 @@ def test_its_lstm_at_any_value(first: bool) -> None:
 
 @needs_native
 @pytest.mark.parametrize("channels", [3, 16, 32])
-def test_its_halves_in_a_file(channels: int) -> None:
-    """Those that PyTorch rounds to, also where rows end in less than a vector, and where lines begin anew."""
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.uint8])
+def test_its_rows_in_a_file(channels: int, kind: torch.dtype) -> None:
+    """In float32 those halves that PyTorch rounds to, also where rows end in less than a vector, else as they are."""
     values = 300 * features(1, channels, 7, 13)[0].permute(1, 2, 0)
-    values[0, 0, 0], values[1, 2, 1], values[6, 12, 2] = float("nan"), 1e6, -float("inf")
+    values[0, 0, 0], values[1, 2, 1], values[6, 12, 2] = 1e6, -1e-7, -float("inf")
+    values, stored = values.abs().clamp(max=255).to(kind) if kind == torch.uint8 else values.to(kind), kind
+    if kind == torch.float32:
+        values[2, 3, 0], stored = float("nan"), torch.float16
+    pixel = channels * stored.itemsize
     with tempfile.TemporaryFile(buffering=0) as file:
-        lines = halves.Lines(file.fileno(), 9, 20 * channels)
-        beside = torch.full((9, 20, channels), 5.0)
-        halves.write_halves(beside, lines, 0, 0)
-        halves.write_halves(values[:, 2:10], lines, 5, 4 * channels)
-        given = torch.empty(9, 20, channels)
-        halves.read_halves(given, lines, 0, 0)
+        lines = rows.Lines(file.fileno(), 9, 20 * pixel)
+        beside = torch.full((9, 20, channels), 5.0).to(kind)
+        rows.write_rows(beside, lines, 0, 0)
+        rows.write_rows(values[:, 2:10], lines, 5, 4 * pixel)
+        given = torch.empty(9, 20, channels, dtype=kind)
+        rows.read_rows(given, lines, 0, 0)
         beside[torch.tensor([5, 6, 7, 8, 0, 1, 2]), 4:12] = values[:, 2:10]
-        assert torch.equal(given.half().view(torch.int16), beside.half().view(torch.int16))
-        part = torch.zeros(3, 30, channels)
-        halves.read_halves(part[:, 5:13], lines, 13, 4 * channels)
-        assert torch.equal(part[:, 5:13].nan_to_num(), beside[4:7, 4:12].half().float().nan_to_num())
+        assert torch.equal(given.to(stored).view(torch.uint8), beside.to(stored).view(torch.uint8))
+        part = torch.zeros(3, 30, channels, dtype=kind)
+        rows.read_rows(part[:, 5:13], lines, 13, 4 * pixel)
+        assert torch.equal(part[:, 5:13], given[4:7, 4:12])
         assert not part[:, :5].any()
         assert not part[:, 13:].any()
-        beyond = torch.ones(2, 20, channels)
-        halves.read_halves(beyond, halves.Lines(file.fileno(), 100, 20 * channels), 8, 0)
-        assert torch.equal(beyond[0].nan_to_num(), given[8].nan_to_num())
+        beyond = torch.ones(2, 20, channels, dtype=kind)
+        rows.read_rows(beyond, rows.Lines(file.fileno(), 100, 20 * pixel), 8, 0)
+        assert torch.equal(beyond[0], given[8])
         assert not beyond[1].any()
 
 
@@ -317,12 +322,11 @@ def test_its_halves_in_a_file(channels: int) -> None:
 def test_files_that_fail_are_said() -> None:
     values = torch.ones(2, 4, 8)
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
-        halves.write_halves(values, halves.Lines(full.fileno(), 2, 32), 0, 0)
+        rows.write_rows(values, rows.Lines(full.fileno(), 2, 64), 0, 0)
     with Path(__file__).open("rb") as only_read, pytest.raises(OSError, match="Bad file descriptor"):
-        halves.write_halves(values, halves.Lines(only_read.fileno(), 2, 32), 0, 0)
-    for wrong in (values.double(), values.permute(0, 2, 1)):
-        with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="rows are"):
-            halves.write_halves(wrong, halves.Lines(file.fileno(), 2, 32), 0, 0)
+        rows.write_rows(values, rows.Lines(only_read.fileno(), 2, 64), 0, 0)
+    with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="rows are in pieces"):
+        rows.write_rows(values.permute(0, 2, 1), rows.Lines(file.fileno(), 2, 64), 0, 0)
 
 
 @needs_native

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapnet_cli.engine import halves
 from sapnet_cli.engine.fused import FusedForward, Pool
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import Ranging
 from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.planes import Room, reserve, temporary_folder
 from sapnet_cli.engine.progress import Report, in_groups, part_of
+from sapnet_cli.engine.rows import Lines, can_move, read_rows, write_rows
 from sapnet_cli.engine.statistics import MeasuringPool, Sample, SamplePool, change_colours, colour_change
 from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
@@ -274,8 +274,8 @@ class Ring:
     @torch.inference_mode()  # which a thread has of its own
     def read(self, row: int, column: int, target: Tensor) -> None:
         """Fills (H, W, C) with what lies there, from a row and a column on."""
-        if halves.suits(target):
-            halves.read_halves(target, self._lines, row, column * target.shape[2])
+        if can_move(target):
+            read_rows(target, self._lines, row, column * self._pixel)
             return
         for start, part in enumerate(torch.split(_bits(target), ROWS)):
             as_stored = part.dtype != torch.float32 and part.device.type == "cpu"
@@ -293,8 +293,8 @@ class Ring:
         Raises:
             OSError: the disk is full.
         """
-        if halves.suits(source):
-            halves.write_halves(source, self._lines, row, column * source.shape[2])
+        if can_move(source):
+            write_rows(source, self._lines, row, column * self._pixel)
             return
         for start, part in enumerate(torch.split(_bits(source), ROWS)):
             values = part.cpu()
@@ -309,8 +309,8 @@ class Ring:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @property
-    def _lines(self) -> halves.Lines:
-        return halves.Lines(self.file.fileno(), self._rows, self._line // self._kind.itemsize)
+    def _lines(self) -> Lines:
+        return Lines(self.file.fileno(), self._rows, self._line)
 
     def _seek(self, row: int, column: int) -> None:
         self.file.seek(row % self._rows * self._line + column * self._pixel)

@@ -53,14 +53,14 @@ class Rectangles:
     """Those of what is computed that the nine taps of a convolution to come see.
 
     Attributes:
-        sums: where the sums over them go, over the area of the core, (N, 3, 3, C). They depend on how many threads
+        means: where the sums over them go, over the area of the core, (N, 3, 3, C). They depend on how many threads
             there are.
         cores: of each picture what that convolution is asked for, first row and end, first column and end, (N, 4),
             int64.
         dilation: of that convolution.
     """
 
-    sums: Tensor
+    means: Tensor
     cores: Tensor
     dilation: int
 
@@ -127,7 +127,7 @@ def convolve(
         dilation: of the kernel.
         relu: whether there is one before and after the sum.
         skip: as what comes out.
-        out: where it goes, if there is a place, (N, H', W', O), one pixel after the other.
+        out: where it goes, if there is a place, (N, H', W', O), one pixel after the other; it may be that of `skip`.
         rectangles: of what comes out that are to be summed, if any.
 
     Returns:
@@ -260,9 +260,9 @@ def _convolve(
     _run("sapnet_convolve", replace(arrays, sums=sums), outputs, padding, dilation, side, relu, parts)
     if rectangles is None or sums is None:
         return
-    _check_place(rectangles.sums, (count, 3, 3, channels))
+    _check_place(rectangles.means, (count, 3, 3, channels))
     _check_place(rectangles.cores, (count, 4), torch.int64)
-    places = (arrays.target, sums, rectangles.sums, rectangles.cores)
+    places = (arrays.target, sums, rectangles.means, rectangles.cores)
     job = Sums(*(place.data_ptr() for place in places), count, height, width, channels, rectangles.dilation, parts)
     compiled.program().call("sapnet_sum", ctypes.addressof(job))
 
