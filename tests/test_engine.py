@@ -551,6 +551,16 @@ def test_auto_tiles_a_large_picture_only() -> None:
     assert 192 <= engine._budget.plan(1500, 1500, 24000 * 24000)[0] <= 1024, "a level of a large one is as careful"
 
 
+def test_the_coarse_level_of_a_photo_is_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of its tiles would be the sample, and what the finest took is free by then, where there is memory at all."""
+    budget = Engine(SAPNet(), EngineConfig(device="cpu", precision="fp32"))._budget
+    for free, exact in ((8 * 2**30, True), (2 * 2**30, False)):
+        monkeypatch.setattr("sapnet_cli.engine.budget.free_memory", lambda device, free=free: free)
+        assert not budget.is_exact(4284, 5712, 4284 * 5712)
+        assert budget.is_exact(1071, 1428, 4284 * 5712 * 3 // 2) == exact
+        assert not budget.is_exact(1536, 2048, 6144 * 8192 * 3 // 2)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

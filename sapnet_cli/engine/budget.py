@@ -21,6 +21,9 @@ GPU_PIXELS = 2**20
 EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 """Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take longer."""
 
+LEVEL_BUDGET = 7 * 2**27
+"""Bytes that a coarse level may take to be computed in one, less the result: what the finest took is free by then."""
+
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
 
@@ -58,7 +61,9 @@ class Budget:
         needed = stored_bytes(self._model, self._precision, height * width)
         if self._config.tile != "auto":
             return needed <= min(CPU_BUDGET, self._bytes(of_pixels))
-        return of_pixels <= EXACT_PIXELS and needed <= free_memory(self._device) * EXACT_SHARE
+        is_level = self._device.type == "cpu" and height * width < of_pixels
+        small = of_pixels <= EXACT_PIXELS or (is_level and needed <= LEVEL_BUDGET - 3 * of_pixels)
+        return small and needed <= free_memory(self._device) * EXACT_SHARE
 
     def pixels(self, of_pixels: int) -> int:
         """Pixels of all windows of one forward."""
