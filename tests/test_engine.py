@@ -556,9 +556,9 @@ def test_the_coarse_level_of_a_photo_is_no_estimate(monkeypatch: pytest.MonkeyPa
     budget = Engine(SAPNet(), EngineConfig(device="cpu", precision="fp32"))._budget
     for free, exact in ((8 * 2**30, True), (2 * 2**30, False)):
         monkeypatch.setattr("sapnet_cli.engine.budget.free_memory", lambda device, free=free: free)
-        assert not budget.is_exact(4284, 5712, 4284 * 5712)
-        assert budget.is_exact(1071, 1428, 4284 * 5712 * 3 // 2) == exact
-        assert not budget.is_exact(1536, 2048, 6144 * 8192 * 3 // 2)
+        assert budget.plan(4284, 5712, 4284 * 5712)[0]
+        assert (budget.plan(1071, 1428, 4284 * 5712 * 3 // 2)[0] == 0) == exact
+        assert budget.plan(1536, 2048, 6144 * 8192 * 3 // 2)[0]
 
 
 @pytest.mark.parametrize(

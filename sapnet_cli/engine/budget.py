@@ -12,17 +12,17 @@ from sapnet_cli.model.sapnet import SAPNet
 VALUES_PER_PIXEL = 400
 """Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
 
-CPU_BUDGET, GPU_SHARE = 5 * 2**27, 0.6
+CPU_BUDGET, GPU_SHARE = 7 * 2**27, 0.6
 """For one tile: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
+
+INT8_SHARE = 5 / 7
+"""Of `CPU_BUDGET`, in int8, whose convolutions take more beside their planes."""
 
 GPU_PIXELS = 2**20
 """Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
 
 EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 """Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take longer."""
-
-LEVEL_BUDGET = 7 * 2**27
-"""Bytes that a coarse level may take to be computed in one, less the result: what the finest took is free by then."""
 
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
@@ -61,9 +61,7 @@ class Budget:
         needed = stored_bytes(self._model, self._precision, height * width)
         if self._config.tile != "auto":
             return needed <= min(CPU_BUDGET, self._bytes(of_pixels))
-        is_level = self._device.type == "cpu" and height * width < of_pixels
-        small = of_pixels <= EXACT_PIXELS or (is_level and needed <= LEVEL_BUDGET - 3 * of_pixels)
-        return small and needed <= free_memory(self._device) * EXACT_SHARE
+        return of_pixels <= EXACT_PIXELS and needed <= free_memory(self._device) * EXACT_SHARE
 
     def pixels(self, of_pixels: int) -> int:
         """Pixels of all windows of one forward."""
@@ -80,5 +78,6 @@ class Budget:
         free = free_memory(self._device)
         if self._device.type == "cuda":
             return free * GPU_SHARE
+        budget = CPU_BUDGET * (INT8_SHARE if self._precision is torch.int8 else 1)
         # the result grows beside the tiles: of three bytes a pixel most often
-        return min(max(CPU_BUDGET - 3 * of_pixels, CPU_BUDGET / 2), free / 4)
+        return min(max(budget - 3 * of_pixels, budget / 2), free / 4)
