@@ -117,8 +117,8 @@ class FusedForward:
         self.insistence = insistence
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
-        in_place = not self.whole or self.weights.are_native
-        planes = [room.take(shape, self.weights.dtype) for _ in range(PLANES if in_place else 3)]
+        inner_too = not self.whole or self.weights.are_native  # else convolutions give planes of their own
+        planes = [room.take(shape, self.weights.dtype) for _ in range(PLANES if inner_too else 3)]
         self.hidden, self.spare, self.cell = planes[:3]
         self.inner = planes[-1]
 

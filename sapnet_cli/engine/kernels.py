@@ -177,10 +177,10 @@ class FusedWeights:
 
     def _put_gates(self, first_unit: bool) -> Gates:
         width = self.model.config.channels
-        if native.suits_image(width, self.device, self.dtype):
-            together = self.put_native(*gates_kernel(self.model, first_unit))
-            if together is not None:
-                return together
+        suits = native.suits_image(width, self.device, self.dtype)
+        together = self.put_native(*gates_kernel(self.model, first_unit)) if suits else None
+        if together is not None:
+            return together
         gates, candidate = split_gates(self.model, first_unit)
         return self.put(*gates), self.put(*candidate)
 

@@ -206,6 +206,11 @@ class QuantizedWeights(FusedWeights):
             for block in residual_blocks(model)
             for convolution in (block.conv1, block.conv2)
         }
+        self.lost = {
+            convolution: (lay_for_means(kernel.lost), torch.zeros(len(kernel.lost)))
+            for convolution, kernel in self.convolutions.items()
+        }
+        """What rounding took from each convolution, as `means` gives what is left."""
         self.project = replace(self.project, weight=self.project.weight * 2)  # of features that are stored as halves
         self.ranges = Ranges.of_noise(model)
 
@@ -355,8 +360,7 @@ class QuantizedForward(FusedForward):
         kernel = self.weights.convolutions[convolution]
         scale = self._attend(convolution, attention)
         if self._dilation is not None:
-            lost = lay_for_means(kernel.lost)
-            kernel = kernel.shifted(self._pool_of(self._means_of(lost, lost.new_zeros(lost.shape[1]))))
+            kernel = kernel.shifted(self._pool_of(self._means_of(*self.weights.lost[convolution])))
         return kernel.scaled(scale)
 
 

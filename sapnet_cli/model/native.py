@@ -255,13 +255,15 @@ def _convolve(
     """Runs a convolution, and sums what it gives."""
     count, height, width, channels = arrays.target.shape
     parts = PARTS * torch.get_num_threads()
-    sums = None if rectangles is None else arrays.target.new_empty(parts, count, width, channels)
+    sums = None
+    if rectangles is not None:
+        _check_place(rectangles.means, (count, 3, 3, channels))
+        _check_place(rectangles.cores, (count, 4), torch.int64)
+        sums = arrays.target.new_empty(parts, count, width, channels)
     side = math.isqrt(len(arrays.kernel)) - 2
     _run("sapnet_convolve", replace(arrays, sums=sums), outputs, padding, dilation, side, relu, parts)
     if rectangles is None or sums is None:
         return
-    _check_place(rectangles.means, (count, 3, 3, channels))
-    _check_place(rectangles.cores, (count, 4), torch.int64)
     places = (arrays.target, sums, rectangles.means, rectangles.cores)
     job = Sums(*(place.data_ptr() for place in places), count, height, width, channels, rectangles.dilation, parts)
     compiled.program().call("sapnet_sum", ctypes.addressof(job))

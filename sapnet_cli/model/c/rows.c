@@ -18,8 +18,9 @@ typedef struct {
     long failed;                      /* what went wrong, as `errno` */
 } Rows;
 
-/* Room for the halves of a row, and for what the last vector has too much. */
+/* Room for the halves of a row, and for what the last vector has too much; none where values are stored as they are. */
 static short *make_line(Rows *job) {
+    if (!job->as_halves) return NULL;
     short *line = malloc(sizeof(short) * (job->count + LANES));
     if (!line) job->failed = ENOMEM;
     return line;

@@ -18,15 +18,12 @@ enum {
 static inline Vector all(float value) { return _mm512_set1_ps(value); }
 static inline Vector load(const float *from) { return _mm512_loadu_ps(from); }
 static inline void store(float *to, Vector x) { _mm512_storeu_ps(to, x); }
-static inline Vector add(Vector x, Vector y) { return _mm512_add_ps(x, y); }
-static inline Vector sub(Vector x, Vector y) { return _mm512_sub_ps(x, y); }
-static inline Vector mul(Vector x, Vector y) { return _mm512_mul_ps(x, y); }
-static inline Vector over(Vector x, Vector y) { /* by one step of Newton's from 14 bits: a division takes three times as long */
-    Vector inverse = _mm512_rcp14_ps(y);
-    return mul(x, mul(inverse, _mm512_fnmadd_ps(y, inverse, all(2))));
-}
 static inline Vector product_plus(Vector x, Vector y, Vector z) { return _mm512_fmadd_ps(x, y, z); }   /* x y + z */
 static inline Vector less_product(Vector x, Vector y, Vector z) { return _mm512_fnmadd_ps(x, y, z); } /* z - x y */
+static inline Vector over(Vector x, Vector y) { /* by one step of Newton's from 14 bits: a division takes three times as long */
+    Vector inverse = _mm512_rcp14_ps(y);
+    return x * (inverse * less_product(y, inverse, all(2)));
+}
 static inline Vector smaller(Vector x, Vector y) { return _mm512_min_ps(x, y); } /* the second where one is no number */
 static inline Vector larger(Vector x, Vector y) { return _mm512_max_ps(x, y); }
 static inline Vector nearest(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -46,18 +43,15 @@ enum {
 static inline Vector all(float value) { return _mm256_set1_ps(value); }
 static inline Vector load(const float *from) { return _mm256_loadu_ps(from); }
 static inline void store(float *to, Vector x) { _mm256_storeu_ps(to, x); }
-static inline Vector add(Vector x, Vector y) { return _mm256_add_ps(x, y); }
-static inline Vector sub(Vector x, Vector y) { return _mm256_sub_ps(x, y); }
-static inline Vector mul(Vector x, Vector y) { return _mm256_mul_ps(x, y); }
-static inline Vector over(Vector x, Vector y) { return _mm256_div_ps(x, y); }
 static inline Vector product_plus(Vector x, Vector y, Vector z) { return _mm256_fmadd_ps(x, y, z); }
 static inline Vector less_product(Vector x, Vector y, Vector z) { return _mm256_fnmadd_ps(x, y, z); }
+static inline Vector over(Vector x, Vector y) { return x / y; }
 static inline Vector smaller(Vector x, Vector y) { return _mm256_min_ps(x, y); }
 static inline Vector larger(Vector x, Vector y) { return _mm256_max_ps(x, y); }
 static inline Vector nearest(Vector x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline Vector by_power(Vector x, Vector of) {
     __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(of), _mm256_set1_epi32(127));
-    return mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 static inline float total(Vector x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -70,9 +64,11 @@ static inline void store_halves(short *to, Vector x) {
 static inline Vector load_halves(const short *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)from)); }
 #endif
 
+static inline Vector add(Vector x, Vector y) { return x + y; }
+static inline Vector sub(Vector x, Vector y) { return x - y; }
+static inline Vector mul(Vector x, Vector y) { return x * y; }
 static inline Vector times(float x, Vector y) { return mul(all(x), y); }
 static inline Vector plus(float x, Vector y, Vector z) { return product_plus(all(x), y, z); }
 static inline Vector minus(float x, Vector y, Vector z) { return less_product(all(x), y, z); }
-
 
 #endif
