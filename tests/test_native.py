@@ -20,6 +20,7 @@ from sapnet_cli.engine import rows
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_precision
+from sapnet_cli.engine.kernels import lay_for_means
 from sapnet_cli.model import compiled, native
 from sapnet_cli.model.convolution import Convolution
 
@@ -171,6 +172,11 @@ def test_it_writes_nowhere_else() -> None:
     for each in ((sums[..., :16], cores), (sums, cores.int()), (sums, cores[:, :3])):
         with pytest.raises(ValueError, match="a place for"):
             native.convolve(seen, *kernel, (1, 1, 1), 1, rectangles=native.Rectangles(*each, 1))
+    for skip in (torch.empty(1, 32, 9, 8), torch.empty(1, 32, 9, 9).half()):
+        with pytest.raises(ValueError, match="a place for"):
+            native.convolve(seen, *kernel, (1, 1, 1), 1, skip=skip)
+    with pytest.raises(ValueError, match="features are"):
+        native.convolve(seen.bfloat16(), *kernel, (1, 1, 1), 1)
     gates = native.transform(features(64, 32, 3, 3), native.LARGE), torch.zeros(64)
     right, wrong = torch.empty(1, 9, 9, 16), torch.empty(1, 9, 8, 16)
     for state, cell, hidden in ((wrong, right, right), (right, wrong, right), (right, right, wrong)):
@@ -236,6 +242,73 @@ def test_it_is_the_convolution_to_an_image(size: tuple[int, int]) -> None:
     for given, place in ((seen, out), (seen.permute(0, 2, 3, 1), out[:, 1:]), (seen.permute(0, 2, 3, 1), out.double())):
         with pytest.raises(ValueError, match="a place for"):
             native.project(given, weight, bias, place)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", native.FEATURES)
+@pytest.mark.parametrize("rainy", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 12), (17, 31)])
+def test_it_is_the_convolution_from_images(size: tuple[int, int], rainy: torch.dtype, kind: torch.dtype) -> None:
+    width = 2 * native.outputs_together()
+    images = features(2, 6, *size).permute(0, 2, 3, 1)
+    seen, residual = images[..., :3].abs().clamp(max=1), images[..., 3:].contiguous()
+    seen = (255 * seen).round().to(rainy) if rainy == torch.uint8 else seen.contiguous()
+    kernel, bias = features(width, 6, 3, 3, seed=1), features(width, 1, 1, 1, seed=2).view(-1)
+    kernel[:, :3] /= 255
+    out, laid = torch.empty(2, *size, width, dtype=kind), lay_for_means(kernel)
+    native.embed(seen, residual, laid, bias, out)
+    both = torch.cat((seen * (1 if rainy == torch.uint8 else 255), residual), dim=3).permute(0, 3, 1, 2)
+    expected = functional.conv2d(both.double(), kernel.double(), bias.double(), padding=1).relu().permute(0, 2, 3, 1)
+    assert torch.allclose(out.double(), expected, rtol=1e-5 if kind == torch.float32 else 6e-4, atol=2e-5)
+    for change in (
+        {"rainy": seen[:, :, :-1]},
+        {"rainy": seen.double()},
+        {"residual": residual[..., :2]},
+        {"weight": laid[1:]},
+        {"bias": bias[1:]},
+        {"out": out.double()},
+        {"out": out[..., ::2]},
+    ):
+        places = {"rainy": seen, "residual": residual, "weight": laid, "bias": bias, "out": out, **change}
+        with pytest.raises(ValueError, match=r"a place for|features are|no multiple of"):
+            native.embed(**places)
+
+
+@needs_native
+@pytest.mark.parametrize("side", native.POINTS)
+@pytest.mark.parametrize("dilation", [1, 5])
+def test_halves_are_computed_in_floats(side: int, dilation: int) -> None:
+    """What comes out is what comes of the same values in floats, and is rounded once, where it is stored."""
+    seen, skip = features(2, 32, 31, 26).half(), features(2, 32, 31, 26, seed=1).half()
+    kernel = native.transform(features(32, 32, 3, 3, seed=2) / 17, side), torch.rand(32), torch.randn(32)
+    kernel_in = (*kernel, (dilation, dilation, dilation), dilation, True)
+    sums, floats, cores = *torch.empty(2, 2, 3, 3, 32), torch.tensor([[0, 31, 0, 26], [3, 9, 5, 26]])
+    given = native.convolve(seen, *kernel_in, skip, rectangles=native.Rectangles(sums, cores, 4))
+    expected = native.convolve(seen.float(), *kernel_in, skip.float(), rectangles=native.Rectangles(floats, cores, 4))
+    assert torch.equal(given, expected.half())
+    assert torch.allclose(sums, floats, rtol=1e-3, atol=1e-4)
+
+    image, again = torch.empty(2, 2, 31, 26, 3)
+    for features_in, out in ((given, image), (given.float(), again)):
+        native.project(features_in.permute(0, 2, 3, 1), features(3, 32, 3, 3), torch.zeros(3), out)
+    assert torch.equal(image, again)
+
+
+@needs_native
+@pytest.mark.parametrize("first", [False, True])
+def test_its_lstm_in_halves(first: bool) -> None:
+    width, gates = 2 * compiled.program().lanes, 3 if first else 4
+    kernel = native.transform(features(gates * width, (1 if first else 2) * width, 3, 3) / 17, native.LARGE)
+    seen, state, cell = (features(1, width, 19, 23, seed=seed).half() for seed in range(1, 4))
+    results, bias = [], torch.full((gates * width,), 0.1)
+    for kind in native.FEATURES:
+        before, after = (each.permute(0, 2, 3, 1).to(kind).contiguous() for each in (state, cell))
+        hidden = torch.empty_like(after)
+        native.recur(seen.to(kind), None if first else before, kernel, bias, after, hidden)
+        results.append((after.half(), hidden.half()))
+    assert all(torch.equal(*each) for each in zip(*results))
+    with pytest.raises(ValueError, match="a place for"):
+        native.recur(seen.float(), None if first else before, kernel, bias, after, hidden.float())
 
 
 def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -344,8 +417,8 @@ def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "instructions"])
 def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = random_model(channels=32), random_pixels(40, 50, "float32")
-    config = EngineConfig(device="cpu", precision="fp32")
-    before = Engine(model, config).derain(image)
+    configs = [EngineConfig(device="cpu", precision=precision) for precision in ("fp32", "fp16")]
+    before = [Engine(model, config).derain(image) for config in configs]
     find_program.cache_clear()
     monkeypatch.setattr(compiled, "find_program", find_program)
     if missing == "instructions":
@@ -357,9 +430,9 @@ def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(compiled.ctypes, "CDLL", lambda name: load(name) if name else object())
     try:
         assert not compiled.is_available()
-        after = Engine(model, config).derain(image)
+        after = [Engine(model, config).derain(image) for config in configs]
         chosen = choose_precision("auto", torch.device("cpu"))
     finally:
         find_program.cache_clear()
-    assert abs(after - before).max() < 1e-5
-    assert chosen != torch.float32 or not torch.cpu._is_avx2_supported()
+    assert all(abs(new - old).max() < most for new, old, most in zip(after, before, (1e-5, 1e-3)))
+    assert chosen not in native.FEATURES or not torch.cpu._is_avx2_supported()

@@ -250,12 +250,12 @@ class Engine:
 
     @torch.inference_mode()
     def _derain_whole(self, images: Sequence[Pixels], rain: float, report: Report) -> list[Pixels]:
-        """Pictures of one size: several, or a small one on a GPU, by the plain network, else each layer by layer.
+        """Pictures of one size: on a GPU several, or a small one, by the plain network, else each layer by layer.
 
         The plain network insists on nothing.
         """
         small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
-        if self.precision is torch.int8 or self._insist or (len(images) == 1 and not small):
+        if self.device.type == "cpu" or self._insist or (len(images) == 1 and not small):
             return [self._forward(image, rain, report) for image in images]
         rainy = to_tensor(images).to(self.device)
 
@@ -274,8 +274,8 @@ class Engine:
         def compute(precision: torch.dtype) -> Pixels:
             begin = partial(self._fused_forward, precision, rain=rain)
             ranging = self._fused_weights(precision).ranging()
-            # with a large sample that pays in fp32; in int8 rounding hides what it gains
-            measured = sample is not None and (sample.small or precision is torch.float32)
+            # with a large sample that pays where rounding, as in int8 and bf16, does not hide what it gains
+            measured = sample is not None and (sample.small or precision in (torch.float32, torch.float16))
             return TiledForward(begin, ranging, image, plan, batch, sample, measured).run(self.stages, report)
 
         result = self._finite(compute)

@@ -25,6 +25,7 @@ from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import (
     FusedWeights,
     Kernel,
+    NativeEmbedding,
     NativeKernel,
     NativeProjection,
     Padding,
@@ -173,22 +174,14 @@ class FusedForward:
     def _recur_at_once(self, kernel: NativeKernel, first_unit: bool) -> None:
         """Steps the state on in C, which as with its convolutions takes all rows in one pass; gates lie nowhere."""
         state, rectangles = None if first_unit else self.hidden, self._see_rectangles()
-        kernel.recur(self._channels_first(self._embed()), state, self.cell, self.spare, rectangles)
-
-    def _embed(self) -> Tensor:
-        """All of what `_recur` embeds by strips."""
-        for strip in self.strips:
-            images, padding = self._images(strip, strip.start - 1, strip.stop + 1, self.weights.dtype)
-            place = None if self.whole else strip.of(self.inner)
-            values = self.weights.embed.convolve(images, padding, relu=True, out=place)
-            if self.whole:
-                return values.permute(0, 2, 3, 1)
-        return self.inner
+        cast(NativeEmbedding, self.weights.embed).embed(self.rainy, self.residual, self.inner)
+        kernel.recur(self._channels_first(self.inner), state, self.cell, self.spare, rectangles)
 
     def _recur(self, strip: Strip, gates_kernel: Kernel, candidate_kernel: Kernel, first_unit: bool) -> Tensor:
         """Steps the state of a strip on; gives the hidden one, (N, rows, W, C), on the network's device."""
         (low, high), edges = self._inside(strip.start - 1, strip.stop + 1)
-        seen = self.weights.embed.convolve(*self._images(strip, low - 1, high + 1, self.weights.dtype), relu=True)
+        images = self._images(strip, low - 1, high + 1, self.weights.computed_in)
+        seen = cast(Kernel, self.weights.embed).convolve(*images, relu=True)
         if not first_unit:
             seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
         kernels, cell = (gates_kernel, candidate_kernel), strip.of(self.cell)

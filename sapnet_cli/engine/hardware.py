@@ -100,9 +100,10 @@ def split_devices(names: str) -> list[str]:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
-    Each pays only where the hardware computes in it: int8 on CPUs with AVX512-BF16 or AMX, or with AVX2 where
-    convolutions in fp32 have to do without what is in C, bf16 on CPUs with AVX512-BF16 or AMX, fp16 (whose mantissa is
-    longer) on GPUs with tensor cores. Elsewhere it is slower than fp32, which auto then takes.
+    int8 and bf16 pay only where the hardware computes in them: int8 on CPUs with AVX512-BF16 or AMX, or with AVX2 where
+    convolutions have to do without what is in C, bf16 on CPUs with AVX512-BF16 or AMX. fp16, whose mantissa is longer,
+    pays on GPUs with tensor cores, and on CPUs where what is in C lets features lie in it and computes in fp32.
+    Elsewhere they are slower than fp32, which auto then takes.
 
     Raises:
         UsageError: no such precision, or not here.
@@ -113,8 +114,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         if name == "int8" and not (device.type == "cpu" and multiplies_bytes()):
             raise UsageError("int8 needs an x86 CPU with AVX2; use --precision auto")
         precision = PRECISIONS[name]
-        if device.type == "cpu" and precision not in (torch.int8, torch.float32, fast_float()):
-            log.warning("this CPU is slow in %s, and faster in fp32 or --precision auto", name)
+        if device.type == "cpu" and precision is torch.bfloat16 and fast_float() is not torch.bfloat16:
+            log.warning("this CPU is slow in bf16, and faster with --precision auto")
         return precision
     if device.type == "cpu":
         if not multiplies_bytes():
@@ -122,7 +123,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         if not compiled.is_available():
             log.info("what is in C is not compiled; on Linux, install sapnet where there is a C compiler: faster")
         elif fast_float() is torch.float32:
-            return torch.float32
+            return torch.float16
         return torch.int8
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
         return torch.float16

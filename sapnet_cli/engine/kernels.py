@@ -52,7 +52,7 @@ class Kernel:
         If `positive` is true nothing in `skip` is negative. What comes out, on the device of the kernel, goes into
         `out`, (N, H', W', O), too, if there is such a place.
         """
-        rows, around = unpad(features, padding)
+        rows, around = unpad(features.to(self.weight.dtype), padding)
         result = functional.conv2d(rows, self.weight, self.bias, padding=around, dilation=self.dilation)
         if relu:
             result.relu_()
@@ -110,6 +110,23 @@ class NativeKernel:
 
 
 @dataclass(frozen=True)
+class NativeEmbedding:
+    """A kernel as `native.embed` takes it.
+
+    Attributes:
+        weight: (54, O).
+        bias: (O,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def embed(self, rainy: Tensor, residual: Tensor, out: Tensor) -> None:
+        """Rainy image and residual, (N, H, W, 3), into (N, H, W, O)."""
+        native.embed(rainy.contiguous(), residual, self.weight, self.bias, out)
+
+
+@dataclass(frozen=True)
 class NativeProjection:
     """A kernel as `native.project` takes it.
 
@@ -134,22 +151,24 @@ class FusedWeights:
     """The kernels of one network in the layout, precision and place that they are computed in."""
 
     def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
-        """Takes a network in float32, on `device`, which it keeps the blocks of."""
+        """Takes a network in float32, on `device`, which it keeps the blocks of, and what features are to lie in."""
         self.model, self.dtype, self.device = model, dtype, device
-        self._native: dict[nn.Conv2d, NativeKernel | None] = {}
+        # CPUs are slow in halves, but fetch and store them in half of the time
+        self.computed_in = torch.float32 if (device.type, dtype) == ("cpu", torch.float16) else dtype
+        self._native: dict[nn.Conv2d, NativeKernel] = {}
         self._means: dict[nn.Conv2d, Tensor] = {}
 
     @property
     def are_native(self) -> bool:
-        """Whether those of the blocks are computed in C."""
+        """Whether all of them are computed in C."""
         width = self.model.config.channels
-        return native.suits(width, width, self.device, self.dtype)
+        return native.suits(width, width, self.device, self.computed_in)
 
     @cached_property
     def project(self) -> Kernel | NativeProjection:
         """Of the last convolution, for PyTorch to `PROJECT_CHANNELS`."""
         weight, bias = parameters(self.model.project)
-        if native.suits_image(weight.shape[1], self.device, self.dtype):
+        if self.are_native:
             return NativeProjection(weight, bias)
         more = PROJECT_CHANNELS - weight.shape[0]
         weight, bias = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more))
@@ -157,13 +176,14 @@ class FusedWeights:
 
     @property
     def precision(self) -> torch.dtype:
-        """Of the convolutions."""
+        """What stands for all of it: see `EngineConfig`."""
         return self.dtype
 
     @cached_property
-    def embed(self) -> Kernel:
+    def embed(self) -> Kernel | NativeEmbedding:
         """See `embed_kernel`."""
-        return self.put(*embed_kernel(self.model))
+        weight, bias = embed_kernel(self.model)
+        return NativeEmbedding(lay_for_means(weight), bias) if self.are_native else self.put(weight, bias)
 
     @cached_property
     def first_gates(self) -> Gates:
@@ -176,11 +196,8 @@ class FusedWeights:
         return self._put_gates(first_unit=False)
 
     def _put_gates(self, first_unit: bool) -> Gates:
-        width = self.model.config.channels
-        suits = native.suits_image(width, self.device, self.dtype)
-        together = self.put_native(*gates_kernel(self.model, first_unit)) if suits else None
-        if together is not None:
-            return together
+        if self.are_native:
+            return self.put_native(*gates_kernel(self.model, first_unit))
         gates, candidate = split_gates(self.model, first_unit)
         return self.put(*gates), self.put(*candidate)
 
@@ -191,13 +208,11 @@ class FusedWeights:
     def put(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel:
         """A kernel, (O, I, 3, 3), and bias, (O,), for PyTorch."""
         layout = torch.channels_last
-        weight = weight.to(self.device, self.dtype).contiguous(memory_format=layout)
-        return Kernel(weight, bias.to(self.device, self.dtype), dilation)
+        weight = weight.to(self.device, self.computed_in).contiguous(memory_format=layout)
+        return Kernel(weight, bias.to(self.device, self.computed_in), dilation)
 
-    def put_native(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> NativeKernel | None:
-        """The same to be computed in C, if it can be."""
-        if not native.suits(weight.shape[0], weight.shape[1], self.device, self.dtype):
-            return None
+    def put_native(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> NativeKernel:
+        """The same to be computed in C."""
         transformed = {side: native.transform(weight, side) for side in native.POINTS}
         return NativeKernel(transformed, torch.ones_like(bias), bias, dilation)
 
@@ -211,11 +226,10 @@ class FusedWeights:
     def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | NativeKernel:
         """The kernel of a convolution with attention's scale folded in, (C,), if any."""
         (weight, bias), dilation = parameters(convolution), convolution.dilation[0]
-        if convolution not in self._native:
-            self._native[convolution] = self.put_native(weight, bias, dilation)
-        kernel = self._native[convolution]
-        if kernel is not None:
-            return kernel.scaled(scale)
+        if self.are_native:
+            if convolution not in self._native:
+                self._native[convolution] = self.put_native(weight, bias, dilation)
+            return self._native[convolution].scaled(scale)
         if scale is not None:
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
         return self.put(weight, bias, dilation)

@@ -1,5 +1,7 @@
 """3x3 convolutions and an LSTM's step in float32, in C, where it is compiled: see `compiled.py`.
 
+Features lie in float32 or in float16, which takes half of the time that they are waited for; sums are float32.
+
 PyTorch's convolutions run at the peak of such a CPU, so that nothing but fewer multiplications makes them faster. These
 need a quarter of them or fewer, by Winograd's F(4x4, 3x3) or F(6x6, 3x3), take a third of the time, and round to the
 fifth digit.
@@ -23,6 +25,9 @@ POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0
 SMALL, LARGE = POINTS
 """Sides of the tiles, whose pixels lie a dilation apart."""
 
+FEATURES = torch.float32, torch.float16
+"""What features lie in."""
+
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
 
@@ -32,7 +37,7 @@ class Sums(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("plane", "columns", "rectangles", "cores")),
-        *((name, ctypes.c_long) for name in ("count", "height", "width", "channels", "dilation", "parts")),
+        *((name, ctypes.c_long) for name in ("count", "height", "width", "channels", "dilation", "parts", "halves")),
     )
 
 
@@ -43,8 +48,18 @@ class Convolution(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip", "target", "cell")),
         ("sums", ctypes.c_void_p),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "own", "outputs", "dilation")),
-        *((name, ctypes.c_long) for name in ("above", "left", "target_height", "target_width", "side", "relu")),
-        *((name, ctypes.c_long) for name in ("parts", "next", "failed")),
+        *((name, ctypes.c_long) for name in ("above", "left", "target_height", "target_width", "side")),
+        *((name, ctypes.c_long) for name in ("halves", "relu", "parts", "next", "failed")),
+    )
+
+
+class Embedding(ctypes.Structure):
+    """That of `c/image.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("rainy", "residual", "kernel", "bias", "target")),
+        *((name, ctypes.c_long) for name in ("count", "height", "width", "outputs", "bytes", "halves")),
+        *((name, ctypes.c_long) for name in ("next", "failed")),
     )
 
 
@@ -119,7 +134,7 @@ def convolve(
     """`scale * convolution + bias`, and `skip` if there is one: `ReLU(ReLU(that) + skip)`, or neither.
 
     Args:
-        features: (N, I, H, W), float32, channels last; else they are copied.
+        features: (N, I, H, W), one of `FEATURES`, channels last; else they are copied.
         transformed: by `transform`, of as many inputs, for tiles of any side.
         scale: of each output channel, (O,).
         bias: (O,).
@@ -127,7 +142,8 @@ def convolve(
         dilation: of the kernel.
         relu: whether there is one before and after the sum.
         skip: as what comes out.
-        out: where it goes, if there is a place, (N, H', W', O), one pixel after the other; it may be that of `skip`.
+        out: where it goes, if there is a place, (N, H', W', O), of the kind of the features, one pixel after the
+            other; it may be that of `skip`.
         rectangles: of what comes out that are to be summed, if any.
 
     Returns:
@@ -135,15 +151,17 @@ def convolve(
 
     Raises:
         MemoryError: there is none for a few tiles.
-        ValueError: `out` is of another shape, or in pieces.
+        ValueError: `skip` or `out` is of another shape or kind, or `out` in pieces.
     """
     count, _, height, width = features.shape
     above, below, beside = padding
     size = height + above + below - 2 * dilation, width + 2 * (beside - dilation)
     source = _channels_last(features)
     target = source.new_empty(count, *size, len(bias)) if out is None else out
-    _check_place(target, (count, *size, len(bias)))
-    skip = None if skip is None else _channels_last(skip)
+    _check_place(target, (count, *size, len(bias)), source.dtype)
+    if skip is not None:
+        skip = _channels_last(skip)
+        _check_place(skip, target.shape, source.dtype)
     arrays = _Arrays(source, transformed, target, scale=scale.contiguous(), bias=bias.contiguous(), skip=skip)
     _convolve(arrays, rectangles, len(bias), (above, beside), dilation, relu)
     return target.permute(0, 3, 1, 2)
@@ -161,7 +179,7 @@ def recur(
     """A step of the ConvLSTM (PReNet, eq. 4), into `cell` and `hidden`.
 
     Args:
-        features: (N, I, H, W), float32, channels last; else they are copied.
+        features: (N, I, H, W), one of `FEATURES`, as are the others, channels last; else they are copied.
         state: the hidden state before, (N, H, W, C), or None at the first step, which has none and nothing to forget.
         transformed: the kernel of the gates, by `transform`, of features and state: input, candidate, output and,
             where there is a state, forget.
@@ -172,7 +190,7 @@ def recur(
 
     Raises:
         MemoryError: there is none for a few tiles.
-        ValueError: a place is of another shape, or in pieces, or I or C is no multiple of a vector's lanes.
+        ValueError: a place is of another shape or kind, or in pieces, or I or C is no multiple of a vector's lanes.
     """
     source = _channels_last(features)
     shape = (*source.shape[:3], len(bias) // (3 if state is None else 4))
@@ -180,7 +198,7 @@ def recur(
     if source.shape[3] % lanes or shape[3] % lanes:
         raise ValueError(f"{source.shape[3]} and {shape[3]} channels are not all multiples of {lanes}")
     for place in (cell, hidden, *(() if state is None else (state,))):
-        _check_place(place, shape)
+        _check_place(place, shape, source.dtype)
     arrays = _Arrays(source, transformed, hidden, state=state, bias=bias.contiguous(), cell=cell)
     _convolve(arrays, rectangles, len(bias), (1, 1))
 
@@ -189,20 +207,51 @@ def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None
     """A 3x3 convolution that keeps the size, to three channels, as it is: what it gives is little.
 
     Args:
-        features: (N, H, W, I), float32, one pixel after the other, with I a multiple of 8; else they are copied.
+        features: (N, H, W, I), one of `FEATURES`, one pixel after the other; else they are copied. I is a multiple of a
+            vector's lanes.
         weight: (3, I, 3, 3).
         bias: (3,).
-        out: where it goes, (N, H, W, 3), one pixel after the other.
+        out: where it goes, (N, H, W, 3), float32, one pixel after the other.
 
     Raises:
         MemoryError: there is none.
         ValueError: features or `out` are of another shape, or `out` is in pieces.
     """
     source = features.contiguous()
-    _check_place(source, (*out.shape[:3], weight.shape[1]))
+    _check_place(source, (*out.shape[:3], weight.shape[1]), source.dtype)
     _check_place(out, (*source.shape[:3], 3))
     arrays = _Arrays(source, weight.permute(2, 3, 0, 1).contiguous(), out, bias=bias.contiguous())
     _run("sapnet_project", arrays, 3, (1, 1), 1, SMALL)
+
+
+def embed(rainy: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """A 3x3 convolution that keeps the size, of two images, and a ReLU.
+
+    Args:
+        rainy: (N, H, W, 3), uint8, or float32 in [0, 1].
+        residual: (N, H, W, 3), float32.
+        weight: of the rainy image in 255ths and the residual, (54, O): rows, columns and channels, one after the other.
+            O is a multiple of `outputs_together()`.
+        bias: (O,).
+        out: where it goes, (N, H, W, O), one of `FEATURES`, one pixel after the other.
+
+    Raises:
+        MemoryError: there is none for a few rows.
+        ValueError: one of them is of another shape or kind, or in pieces.
+    """
+    shape, outputs = residual.shape[:3], len(bias)
+    if outputs % outputs_together():
+        raise ValueError(f"{outputs} channels are no multiple of {outputs_together()}")
+    _check_place(rainy, (*shape, 3), torch.uint8 if rainy.dtype == torch.uint8 else torch.float32)
+    _check_place(residual, (*shape, 3))
+    _check_place(weight, (54, outputs))
+    _check_place(bias, (outputs,))
+    _check_place(out, (*shape, outputs), _feature_kind(out))
+    job = Embedding(*(array.data_ptr() for array in (rainy, residual, weight, bias, out)), *shape, outputs)
+    job.bytes, job.halves = rainy.dtype == torch.uint8, out.dtype == torch.float16
+    compiled.program().run("sapnet_embed", ctypes.addressof(job))
+    if job.failed:
+        raise MemoryError("out of memory")
 
 
 def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
@@ -259,13 +308,14 @@ def _convolve(
     if rectangles is not None:
         _check_place(rectangles.means, (count, 3, 3, channels))
         _check_place(rectangles.cores, (count, 4), torch.int64)
-        sums = arrays.target.new_empty(parts, count, width, channels)
+        sums = rectangles.means.new_empty(parts, count, width, channels)
     side = math.isqrt(len(arrays.kernel)) - 2
     _run("sapnet_convolve", replace(arrays, sums=sums), outputs, padding, dilation, side, relu, parts)
     if rectangles is None or sums is None:
         return
     places = (arrays.target, sums, rectangles.means, rectangles.cores)
     job = Sums(*(place.data_ptr() for place in places), count, height, width, channels, rectangles.dilation, parts)
+    job.halves = arrays.target.dtype == torch.float16
     compiled.program().call("sapnet_sum", ctypes.addressof(job))
 
 
@@ -281,6 +331,7 @@ def _run(
 ) -> None:
     """One function in C."""
     job = Convolution(outputs=outputs, dilation=dilation, side=side, relu=relu, parts=parts)
+    job.halves = _feature_kind(arrays.source) == torch.float16
     job.count, job.height, job.width, job.own = arrays.source.shape
     job.inputs = job.own + (0 if arrays.state is None else arrays.state.shape[3])
     job.above, job.left = padding
@@ -301,6 +352,12 @@ def _tiles_along(side: int, length: int, dilation: int) -> int:
 def _channels_last(features: Tensor) -> Tensor:
     """(N, C, H, W) to (N, H, W, C) that lies one after the other."""
     return features.permute(0, 2, 3, 1).contiguous()
+
+
+def _feature_kind(features: Tensor) -> torch.dtype:
+    if features.dtype not in FEATURES:
+        raise ValueError(f"features are {features.dtype}")
+    return features.dtype
 
 
 def _check_place(place: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:

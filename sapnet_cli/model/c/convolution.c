@@ -11,11 +11,14 @@ enum {
 
 const long sapnet_lanes = LANES;
 
-/* ROWS tiles times OUTPUTS channels, at one place. */
+/* ROWS tiles times OUTPUTS channels, at one place. The kernel that comes next, and the tiles, are brought nearer: a CPU
+   that sees a run of memory itself begins anew at each page. */
 static inline void multiply(const float *seen, const float *kernel, float *given, long inputs, long outputs) {
     Vector sums[ROWS][2];
     for (int row = 0; row < ROWS; row++) sums[row][0] = sums[row][1] = all(0);
     for (long input = 0; input < inputs; input++) {
+        for (long value = 0; value < OUTPUTS; value += LINE) __builtin_prefetch(kernel + OUTPUTS * (inputs + input) + value, 0, 3);
+        __builtin_prefetch(seen + ROWS * inputs + LINE * (1 + input), 0, 3);
         Vector first = load(kernel + OUTPUTS * input);
         Vector second = load(kernel + OUTPUTS * input + LANES);
         for (int row = 0; row < ROWS; row++) {
@@ -55,7 +58,7 @@ INLINE void add_sums(const long side, const Convolution *job, Place place, long 
 }
 
 /* Writes a tile, `from` + place * `apart`, and adds it to the sums of a part. */
-INLINE void write_tile(const long side, const Convolution *job, Place place, const float *from, float *sums) {
+INLINE void write_tile(const long side, const int halves, const Convolution *job, Place place, const float *from, float *sums) {
     const long outputs = job->outputs;
     const Vector zero = all(0);
     for (long channel = 0; channel < outputs; channel += LANES) {
@@ -69,9 +72,9 @@ INLINE void write_tile(const long side, const Convolution *job, Place place, con
                 long pixel = pixel_of(job, place, y, x);
                 Vector value = product_plus(result[x], scale, bias);
                 if (job->relu) value = larger(zero, value); /* the second where it is no number */
-                if (job->skip) value = add(value, load(job->skip + pixel * outputs + channel));
+                if (job->skip) value = add(value, load_features(halves, job->skip, pixel * outputs + channel));
                 if (job->relu) value = larger(zero, value);
-                store(job->target + pixel * outputs + channel, value);
+                store_features(halves, job->target, pixel * outputs + channel, value);
                 totals[x] = add(totals[x], value);
             }
         }
@@ -103,7 +106,7 @@ INLINE long gates_of(const Convolution *job) { return job->state ? GATES : GATES
 
 /* Writes a tile as `write_tile` does, but of an LSTM: what is convolved are its gates (input, candidate, output and,
    unless it is the first step, forget), and what is written is the next state, hidden into target and cell into cell. */
-INLINE void write_state(const long side, const Convolution *job, Place place, const float *from, float *sums) {
+INLINE void write_state(const long side, const int halves, const Convolution *job, Place place, const float *from, float *sums) {
     const long outputs = job->outputs, gates = gates_of(job), width = outputs / gates;
     const Vector zero = all(0);
     for (long channel = 0; channel < width; channel += LANES) {
@@ -121,12 +124,12 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
                 long pixel = pixel_of(job, place, y, x);
                 Vector cell = let_through(result[0][x], result[1][x]);
                 if (job->state) {
-                    Vector before = load(job->cell + pixel * width + channel);
+                    Vector before = load_features(halves, job->cell, pixel * width + channel);
                     cell = product_plus(sigmoid(result[3][x]), before, cell);
                 }
                 Vector hidden = let_through(result[2][x], cell);
-                store(job->cell + pixel * width + channel, cell);
-                store(job->target + pixel * width + channel, hidden);
+                store_features(halves, job->cell, pixel * width + channel, cell);
+                store_features(halves, job->target, pixel * width + channel, hidden);
                 totals[x] = add(totals[x], hidden);
             }
         }
@@ -136,28 +139,32 @@ INLINE void write_state(const long side, const Convolution *job, Place place, co
 
 /* Has what tiles will be written to, and what is added to them, brought nearer while others are multiplied. All of a tile
    has its turn once places have been counted through. */
-INLINE void fetch(const long side, const Convolution *job, const Place *tiles, long number, long place) {
-    const long y = place / (side + BEYOND), x = place % (side + BEYOND), outputs = job->outputs;
+INLINE void fetch(const long side, const int halves, const Convolution *job, const Place *tiles, long number, long place) {
+    const long y = place / (side + BEYOND), x = place % (side + BEYOND);
+    if (y >= side || x >= side) return;
+    const long pixel = job->outputs * (halves ? sizeof(short) : sizeof(float));
+    const long way = (y * job->target_width + x) * job->dilation * pixel;
     for (long tile = 0; tile < number; tile++) {
         if (y >= tiles[tile].rows || x >= tiles[tile].columns) continue;
-        const long first = pixel_of(job, tiles[tile], y, x) * outputs;
-        for (long value = first; value < first + outputs; value += LINE) {
-            __builtin_prefetch(job->target + value, 1, 2);
-            if (job->skip) __builtin_prefetch(job->skip + value, 0, 2);
+        const long first = tiles[tile].pixel * pixel + way;
+        for (long byte = first; byte < first + pixel; byte += LINE * sizeof(float)) {
+            __builtin_prefetch((const char *)job->target + byte, 1, 2);
+            if (job->skip) __builtin_prefetch((const char *)job->skip + byte, 0, 2);
         }
     }
 }
 
 /* Takes parts of the tiles until there are none left. */
-INLINE void convolve(const long side, Convolution *job) {
+INLINE void convolve(const long side, const int halves, Convolution *shared) {
+    const Convolution own = *shared, *job = &own; /* which nothing that is stored can be, so that it is read once */
     const long inputs = job->inputs, outputs = job->outputs, places = places_of(side), at_once = tiles_at_once(side);
     const long channels = job->cell ? outputs / gates_of(job) : outputs;
     const Tiling tiling = tiling_of(job, side);
     const long parts = job->sums ? job->parts : (tiling.number + at_once - 1) / at_once;
-    float *given, *seen = make_room(job, side, &given);
+    float *given, *seen = make_room(shared, side, &given);
     if (!seen) return;
     for (;;) {
-        long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        long part = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
         if (part >= parts) break;
         const long summed = job->count * job->target_width * channels;
         float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
@@ -167,13 +174,13 @@ INLINE void convolve(const long side, Convolution *job) {
             Place tiles[AT_ONCE];
             for (long tile = 0; tile < number; tile++) {
                 tiles[tile] = place_of(job, side, tiling, begin + tile);
-                read_tile(side, job, tiles[tile], seen + tile * inputs);
+                read_tile(side, halves, job, tiles[tile], seen + tile * inputs);
             }
             for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
                 for (long place = 0; place < places; place++)
                     for (long input = 0; input < inputs; input++) seen[place * apart(side, inputs) + tile * inputs + input] = 0;
             for (long place = 0; place < places; place++) {
-                if (!job->cell) fetch(side, job, tiles, number, place);
+                if (!job->cell) fetch(side, halves, job, tiles, number, place);
                 for (long output = 0; output < outputs; output += OUTPUTS)
                     for (long tile = 0; tile < number; tile += ROWS)
                         multiply(seen + place * apart(side, inputs) + tile * inputs,
@@ -181,8 +188,8 @@ INLINE void convolve(const long side, Convolution *job) {
                                  given + place * apart(side, outputs) + tile * outputs + output, inputs, outputs);
             }
             for (long tile = 0; tile < number; tile++)
-                if (job->cell) write_state(side, job, tiles[tile], given + tile * outputs, sums);
-                else write_tile(side, job, tiles[tile], given + tile * outputs, sums);
+                if (job->cell) write_state(side, halves, job, tiles[tile], given + tile * outputs, sums);
+                else write_tile(side, halves, job, tiles[tile], given + tile * outputs, sums);
         }
     }
     free(seen);
@@ -191,6 +198,8 @@ INLINE void convolve(const long side, Convolution *job) {
 /* What each thread of a convolution runs. */
 void sapnet_convolve(void *shared) {
     Convolution *job = shared;
-    if (job->side == SMALL) convolve(SMALL, job);
-    else convolve(LARGE, job);
+    if (job->side == SMALL && job->halves) convolve(SMALL, 1, job);
+    else if (job->side == SMALL) convolve(SMALL, 0, job);
+    else if (job->halves) convolve(LARGE, 1, job);
+    else convolve(LARGE, 0, job);
 }

@@ -5,17 +5,18 @@
 
 /* What all threads of one convolution share; `Convolution` of `native.py` has the same fields. */
 typedef struct {
-    const float *source, *state;      /* (count, height, width, own) and, if any, (..., inputs - own): side by side */
+    const void *source, *state;       /* (count, height, width, own) and, if any, (..., inputs - own): side by side */
     float *kernel;                    /* (places, outputs / OUTPUTS, inputs, OUTPUTS); its gradient (parts, the same) */
     const float *scale, *bias;        /* (outputs) */
-    const float *skip;                /* like target, or none */
-    float *target;                    /* (count, target_height, target_width, outputs), or the gradient of it */
-    float *cell;                      /* see `write_state`, or none */
+    const void *skip;                 /* like target, or none */
+    void *target;                     /* (count, target_height, target_width, outputs), or the gradient of it */
+    void *cell;                       /* see `write_state`, or none */
     float *sums;                      /* (parts, count, target_width, as target): of target over rows, or none */
     long count, height, width, inputs, own, outputs, dilation;
     long above, left;                 /* zeros beyond the edges */
     long target_height, target_width;
     long side;                        /* of the tiles, SMALL or LARGE */
+    long halves;                      /* what source, state, skip, target and cell are, or floats; gradients are floats */
     long relu;                        /* ReLU(ReLU(scale * convolution + bias) + skip), or without either */
     long parts;                       /* that a gradient or sums are summed in, each in order, whoever sums it */
     long next;                        /* tile or part that no thread has taken yet */

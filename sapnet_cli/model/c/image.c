@@ -1,19 +1,98 @@
-/* A convolution to an image. */
+/* The convolutions from images and to one, as they are, without tiles, as one side of them has few channels. */
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "convolution.h"
 #include "vectors.h"
 
 enum {
-    COLOURS = 3, /* of an image */
-    PIXELS = 4   /* that are computed at once: with a sum for each colour all registers of AVX2 are in use */
+    COLOURS = 3,                /* of an image */
+    PIXELS = 4,                 /* that are given at once: with a sum for each colour all registers of AVX2 are in use */
+    SEEN = 2 * COLOURS,         /* channels of two images */
+    AT_ONCE = REGISTERS * 3 / 8, /* pixels that are embedded at once: two vectors of channels of each take most registers */
+    SOME_ROWS = 8               /* that a thread embeds at once, as it lays out those that they see */
 };
 
-/* Takes rows of images until there are none left: what each thread of a convolution to COLOURS runs, as it is, without
-   tiles, as what it gives is little. The kernel is (3, 3, COLOURS, inputs), and a row and column beyond the edges zero. */
-void sapnet_project(void *shared) {
-    Convolution *job = shared;
+/* What the threads of an embedding share; `Embedding` of `native.py` has the same fields. */
+typedef struct {
+    const void *rainy;                /* (count, height, width, COLOURS), bytes, or floats up to 1 */
+    const float *residual;            /* the same, floats */
+    const float *kernel, *bias;       /* (3, 3, SEEN, outputs), of the rainy image in 255ths and the residual, and (outputs) */
+    void *target;                     /* (count, height, width, outputs) */
+    long count, height, width, outputs;
+    long bytes, halves;               /* whether the rainy image is of bytes, and the target of halves */
+    long next;                        /* rows that no thread has taken yet */
+    long failed;                      /* a thread had no memory */
+} Embedding;
+
+/* Lays a row of both images out, pixel by pixel, with zeros beyond the edges. */
+static void lay_row(const Embedding *job, long picture, long row, long room, float *line) {
+    memset(line, 0, sizeof(float) * room);
+    if (row < 0 || row >= job->height) return;
+    const long first = (picture * job->height + row) * job->width;
+    for (long at = 0; at < job->width; at++)
+        for (long colour = 0; colour < COLOURS; colour++) {
+            const long value = (first + at) * COLOURS + colour;
+            float *pixel = line + (at + 1) * SEEN + colour;
+            pixel[0] = job->bytes ? ((const unsigned char *)job->rainy)[value] : 255 * ((const float *)job->rainy)[value];
+            pixel[COLOURS] = job->residual[value];
+        }
+}
+
+/* ReLU of what AT_ONCE pixels give in two vectors of channels, of what they see, three lines that lie `room` apart. */
+INLINE void embed_pixels(const int halves, const Embedding *job, const float *lines, long room, long output, long pixel, long number) {
+    Vector sums[AT_ONCE][2];
+    for (int each = 0; each < AT_ONCE; each++)
+        for (int vector = 0; vector < 2; vector++) sums[each][vector] = load(job->bias + output + vector * LANES);
+    const float *kernel = job->kernel + output;
+    for (long down = 0; down < 3; down++)
+        for (long right = 0; right < 3 * SEEN; right++, kernel += job->outputs) {
+            const Vector first = load(kernel), second = load(kernel + LANES);
+            for (int each = 0; each < AT_ONCE; each++) {
+                const Vector value = all(lines[down * room + each * SEEN + right]);
+                sums[each][0] = product_plus(value, first, sums[each][0]);
+                sums[each][1] = product_plus(value, second, sums[each][1]);
+            }
+        }
+    for (int each = 0; each < AT_ONCE; each++) /* all known to the compiler, so that sums stay in registers */
+        for (int vector = 0; vector < 2; vector++)
+            if (each < number) {
+                const long value = (pixel + each) * job->outputs + output + vector * LANES;
+                store_features(halves, job->target, value, larger(all(0), sums[each][vector]));
+            }
+}
+
+/* Takes some rows of pictures at a time until there are none left. */
+INLINE void embed(const int halves, Embedding *job) {
+    const long height = job->height, width = job->width, room = (width + AT_ONCE + 2) * SEEN;
+    const long parts = (height + SOME_ROWS - 1) / SOME_ROWS;
+    float *lines = malloc(sizeof(float) * (SOME_ROWS + 2) * room);
+    if (!lines) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+    while (lines) {
+        const long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED), picture = part / parts;
+        if (picture >= job->count) break;
+        const long begin = part % parts * SOME_ROWS, end = begin + SOME_ROWS < height ? begin + SOME_ROWS : height;
+        for (long row = begin - 1; row <= end; row++) lay_row(job, picture, row, room, lines + (row - begin + 1) * room);
+        for (long row = begin; row < end; row++)
+            for (long at = 0; at < width; at += AT_ONCE)
+                for (long output = 0; output < job->outputs; output += 2 * LANES)
+                    embed_pixels(halves, job, lines + (row - begin) * room + at * SEEN, room, output,
+                                 (picture * height + row) * width + at, width - at);
+    }
+    free(lines);
+}
+
+/* The 3x3 convolution of two images, and ReLU: what each of its threads runs. */
+void sapnet_embed(void *shared) {
+    Embedding *job = shared;
+    if (job->halves) embed(1, job);
+    else embed(0, job);
+}
+
+/* Takes rows of pictures until there are none left. The kernel is (3, 3, COLOURS, inputs), the target of floats, and a
+   row and column beyond the edges zero. */
+INLINE void project(const int halves, Convolution *job) {
     const long inputs = job->inputs, height = job->height, width = job->width;
     float *zeros = calloc(inputs, sizeof(float));
     if (!zeros) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
@@ -27,27 +106,36 @@ void sapnet_project(void *shared) {
             for (long tap = 0; tap < 9; tap++) {
                 const long down = tap / 3 - 1, first = at + tap % 3 - 1;
                 if (row + down < 0 || row + down >= height) continue;
-                const float *kernel = job->kernel + tap * COLOURS * inputs, *seen[PIXELS];
+                const float *kernel = job->kernel + tap * COLOURS * inputs;
+                const void *seen[PIXELS];
                 for (int pixel = 0; pixel < PIXELS; pixel++) {
                     int there = first + pixel >= 0 && first + pixel < width;
-                    seen[pixel] = there ? job->source + ((line + down) * width + first + pixel) * inputs : zeros;
+                    const long value = ((line + down) * width + first + pixel) * inputs;
+                    seen[pixel] = there ? (const char *)job->source + value * (halves ? sizeof(short) : sizeof(float)) : (char *)zeros;
                 }
                 for (long channel = 0; channel < inputs; channel += LANES) {
                     Vector weights[COLOURS];
                     for (int colour = 0; colour < COLOURS; colour++)
                         weights[colour] = load(kernel + colour * inputs + channel);
                     for (int pixel = 0; pixel < PIXELS; pixel++) {
-                        Vector value = load(seen[pixel] + channel);
+                        Vector value = load_features(halves, seen[pixel], channel);
                         for (int colour = 0; colour < COLOURS; colour++)
                             sums[pixel][colour] = product_plus(value, weights[colour], sums[pixel][colour]);
                     }
                 }
             }
-            float *target = job->target + (line * width + at) * COLOURS;
+            float *target = (float *)job->target + (line * width + at) * COLOURS;
             for (int pixel = 0; pixel < PIXELS && at + pixel < width; pixel++)
                 for (int colour = 0; colour < COLOURS; colour++)
                     target[pixel * COLOURS + colour] = total(sums[pixel][colour]) + job->bias[colour];
         }
     }
     free(zeros);
+}
+
+/* The 3x3 convolution to COLOURS: what each of its threads runs. */
+void sapnet_project(void *shared) {
+    Convolution *job = shared;
+    if (job->halves) project(1, job);
+    else project(0, job);
 }

@@ -71,4 +71,13 @@ static inline Vector times(float x, Vector y) { return mul(all(x), y); }
 static inline Vector plus(float x, Vector y, Vector z) { return product_plus(all(x), y, z); }
 static inline Vector minus(float x, Vector y, Vector z) { return less_product(all(x), y, z); }
 
+/* Of a plane of features, which are floats, or halves that are computed with as floats. */
+INLINE Vector load_features(const int halves, const void *plane, long first) {
+    return halves ? load_halves((const short *)plane + first) : load((const float *)plane + first);
+}
+INLINE void store_features(const int halves, void *plane, long first, Vector x) {
+    if (halves) store_halves((short *)plane + first, x);
+    else store((float *)plane + first, x);
+}
+
 #endif

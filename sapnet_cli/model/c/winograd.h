@@ -160,21 +160,21 @@ INLINE void write_rows(const long side, const int gradient, Vector (*columns)[SE
 }
 
 /* Reads a tile, `to` + place * `apart`. */
-INLINE void read_tile(const long side, const Convolution *job, Place place, float *to) {
+INLINE void read_tile(const long side, const int halves, const Convolution *job, Place place, float *to) {
     const long seen = side + BEYOND, step = job->dilation, inputs = job->inputs;
     const long top = place.top - job->above, left = place.left - job->left;
     const int inside = top >= 0 && left >= 0 && top + (seen - 1) * step < job->height && left + (seen - 1) * step < job->width;
     for (long channel = 0; channel < inputs; channel += LANES) {
         const long own = channel < job->own, stride = own ? job->own : inputs - job->own;
-        const float *source = own ? job->source + channel : job->state + channel - job->own;
-        source += place.picture * job->height * job->width * stride;
+        const void *source = own ? job->source : job->state;
+        const long first = place.picture * job->height * job->width * stride + (own ? channel : channel - job->own);
         Vector columns[SEEN][SEEN];
         for (int x = 0; x < seen; x++) {
             Vector column[SEEN];
             for (int y = 0; y < seen; y++) {
                 long row = top + y * step, at = left + x * step;
                 int there = inside || (row >= 0 && row < job->height && at >= 0 && at < job->width);
-                column[y] = there ? load(source + (row * job->width + at) * stride) : all(0);
+                column[y] = there ? load_features(halves, source, first + (row * job->width + at) * stride) : all(0);
             }
             transform(side, column, columns[x]);
         }
