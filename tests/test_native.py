@@ -74,8 +74,7 @@ def test_it_is_the_convolution(
         features(outputs, 1, 1, 1, seed=2).view(-1),
     )
     expected = functional.conv2d(seen.double(), weight.double(), bias.double(), padding=dilation, dilation=dilation)
-    around = (dilation, dilation, dilation)
-    given = native.convolve(seen, native.transform(weight, side), torch.ones(outputs), bias, around, dilation)
+    given = native.convolve(seen, native.transform(weight, side), torch.ones(outputs), bias, dilation)
     assert given.shape == expected.shape
     assert given.is_contiguous(memory_format=CHANNELS_LAST)
     assert float((given - expected).abs().max()) < bound
@@ -92,27 +91,24 @@ def test_tiles_are_as_large_as_pays(dilation: int) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("padding", [(0, 0, 0), (0, 0, 2), (2, 2, 0), (3, 3, 5), (0, 2, 1), (5, 1, 2)])
 @pytest.mark.parametrize(("side", "bound"), [(native.SMALL, 2e-5), (native.LARGE, 1e-4)])
-def test_its_options(padding: tuple[int, int, int], side: int, bound: float) -> None:
+def test_its_options(side: int, bound: float) -> None:
     seen, weight, bias = features(1, 16, 21, 30), features(32, 16, 3, 3, seed=1) / 12, features(32, 1, 1, 1).view(-1)
     scale = torch.linspace(0, 2, 32)
-    above, below, beside = padding
     transformed = native.transform(weight, side)
-    around = functional.pad(seen, (beside, beside, above, below))
-    plain = functional.conv2d(around, weight, None, dilation=2) * scale.view(-1, 1, 1)
+    plain = functional.conv2d(seen, weight, None, padding=2, dilation=2) * scale.view(-1, 1, 1)
     plain = plain + bias.view(-1, 1, 1)
     skip = features(*plain.shape, seed=3)
     for relu, added in ((False, None), (True, None), (False, skip), (True, skip)):
         expected = (plain.relu() if relu else plain) + (0 if added is None else added)
         expected = expected.relu() if relu else expected
-        given = native.convolve(seen, transformed, scale, bias, padding, 2, relu, added)
+        given = native.convolve(seen, transformed, scale, bias, 2, relu, added)
         assert torch.allclose(given, expected, atol=bound)
         place = torch.empty_like(given.permute(0, 2, 3, 1))
-        native.convolve(seen, transformed, scale, bias, padding, 2, relu, added, place)
+        native.convolve(seen, transformed, scale, bias, 2, relu, added, place)
         assert torch.equal(place, given.permute(0, 2, 3, 1))
     in_rows = seen.contiguous(memory_format=torch.contiguous_format)
-    again = native.convolve(in_rows, transformed, scale, bias, padding, 2, True, skip)
+    again = native.convolve(in_rows, transformed, scale, bias, 2, True, skip)
     assert torch.equal(again, given)
 
 
@@ -125,7 +121,7 @@ def test_its_sums_over_rectangles(size: tuple[int, int], dilation: int, side: in
     """Those that each tap of the next convolution sees from the cores, and the same each time, whichever thread comes
     first."""
     seen, weight = features(3, 16, *size), native.transform(features(32, 16, 3, 3, seed=1), side)
-    kernel = weight, torch.ones(32), torch.zeros(32), (dilation, dilation, dilation), dilation, True
+    kernel = weight, torch.ones(32), torch.zeros(32), dilation, True
     height, width = size
     cores = torch.tensor(
         [[0, height, 0, width], [1, height, 0, width - 1], [height // 3, height // 2 + 1, width // 2, width]]
@@ -157,7 +153,7 @@ def test_what_is_no_number_is_not_hidden(side: int) -> None:
     seen, weight = features(1, 16, 9, 9), native.transform(features(32, 16, 3, 3, seed=1), side)
     seen[0, 3, 4, 4] = float("nan")
     for skip in (None, torch.zeros(1, 32, 9, 9)):
-        given = native.convolve(seen, weight, torch.ones(32), torch.zeros(32), (1, 1, 1), 1, True, skip)
+        given = native.convolve(seen, weight, torch.ones(32), torch.zeros(32), 1, True, skip)
         assert torch.isnan(given[0, :, 3:6, 3:6]).all()
 
 
@@ -167,16 +163,16 @@ def test_it_writes_nowhere_else() -> None:
     kernel = weight, torch.ones(32), torch.zeros(32)
     for place in (torch.empty(1, 8, 9, 32), torch.empty(1, 9, 9, 64)[..., ::2], torch.empty(1, 9, 9, 32).double()):
         with pytest.raises(ValueError, match="a place for"):
-            native.convolve(seen, *kernel, (1, 1, 1), 1, out=place)
+            native.convolve(seen, *kernel, 1, out=place)
     sums, cores = torch.empty(1, 3, 3, 32), torch.tensor([[0, 9, 0, 9]])
     for each in ((sums[..., :16], cores), (sums, cores.int()), (sums, cores[:, :3])):
         with pytest.raises(ValueError, match="a place for"):
-            native.convolve(seen, *kernel, (1, 1, 1), 1, rectangles=native.Rectangles(*each, 1))
+            native.convolve(seen, *kernel, 1, rectangles=native.Rectangles(*each, 1))
     for skip in (torch.empty(1, 32, 9, 8), torch.empty(1, 32, 9, 9).half()):
         with pytest.raises(ValueError, match="a place for"):
-            native.convolve(seen, *kernel, (1, 1, 1), 1, skip=skip)
+            native.convolve(seen, *kernel, 1, skip=skip)
     with pytest.raises(ValueError, match="features are"):
-        native.convolve(seen.bfloat16(), *kernel, (1, 1, 1), 1)
+        native.convolve(seen.bfloat16(), *kernel, 1)
     gates = native.transform(features(64, 32, 3, 3), native.LARGE), torch.zeros(64)
     right, wrong = torch.empty(1, 9, 9, 16), torch.empty(1, 9, 8, 16)
     for state, cell, hidden in ((wrong, right, right), (right, wrong, right), (right, right, wrong)):
@@ -204,11 +200,11 @@ def test_networks_of_any_width(channels: int) -> None:
 def test_on_one_thread_it_gives_the_same(side: int) -> None:
     seen, bias = features(1, 32, 90, 70), torch.zeros(32)
     weight = native.transform(features(32, 32, 3, 3, seed=1), side)
-    both = [native.convolve(seen, weight, torch.ones(32), bias, (4, 4, 4), 4)]
+    both = [native.convolve(seen, weight, torch.ones(32), bias, 4)]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        both.append(native.convolve(seen, weight, torch.ones(32), bias, (4, 4, 4), 4))
+        both.append(native.convolve(seen, weight, torch.ones(32), bias, 4))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*both)
@@ -281,7 +277,7 @@ def test_halves_are_computed_in_floats(side: int, dilation: int) -> None:
     """What comes out is what comes of the same values in floats, and is rounded once, where it is stored."""
     seen, skip = features(2, 32, 31, 26).half(), features(2, 32, 31, 26, seed=1).half()
     kernel = native.transform(features(32, 32, 3, 3, seed=2) / 17, side), torch.rand(32), torch.randn(32)
-    kernel_in = (*kernel, (dilation, dilation, dilation), dilation, True)
+    kernel_in = (*kernel, dilation, True)
     sums, floats, cores = *torch.empty(2, 2, 3, 3, 32), torch.tensor([[0, 31, 0, 26], [3, 9, 5, 26]])
     given = native.convolve(seen, *kernel_in, skip, rectangles=native.Rectangles(sums, cores, 4))
     expected = native.convolve(seen.float(), *kernel_in, skip.float(), rectangles=native.Rectangles(floats, cores, 4))
@@ -411,7 +407,7 @@ def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "find_program", lambda: program)
     kernel = native.transform(features(32, 16, 3, 3), native.SMALL)
     with pytest.raises(MemoryError):
-        native.convolve(features(1, 16, 4, 4), kernel, *torch.ones(2, 32), (1, 1, 1), 1)
+        native.convolve(features(1, 16, 4, 4), kernel, *torch.ones(2, 32), 1)
 
 
 @pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "instructions"])

@@ -89,9 +89,8 @@ class NativeKernel:
         self, features: Tensor, skip: Tensor | None, out: Tensor, rectangles: native.Rectangles | None
     ) -> None:
         """`ReLU(ReLU(convolution) + skip)` of (N, I, H, W), at the same size: see `native.convolve`."""
-        around = (self.dilation, self.dilation, self.dilation)
         kernel = self._for(*features.shape[2:]), self.scale, self.bias
-        native.convolve(features, *kernel, around, self.dilation, True, skip, out, rectangles)
+        native.convolve(features, *kernel, self.dilation, True, skip, out, rectangles)
 
     def recur(
         self,

@@ -74,8 +74,7 @@ def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -
     """
     if native.suits(weight.shape[0], weight.shape[1], weight.device, weight.dtype):
         kernel = native.transform(weight, native.choose_side(features.shape[2], features.shape[3], dilation))
-        around = (dilation, dilation, dilation)
-        return native.convolve(features, kernel, torch.ones_like(bias), bias, around, dilation)
+        return native.convolve(features, kernel, torch.ones_like(bias), bias, dilation)
     result = functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
     return result.contiguous(memory_format=torch.channels_last)
 

@@ -48,8 +48,7 @@ class Convolution(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip", "target", "cell")),
         ("sums", ctypes.c_void_p),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "own", "outputs", "dilation")),
-        *((name, ctypes.c_long) for name in ("above", "left", "target_height", "target_width", "side")),
-        *((name, ctypes.c_long) for name in ("halves", "relu", "parts", "next", "failed")),
+        *((name, ctypes.c_long) for name in ("side", "halves", "relu", "parts", "next", "failed")),
     )
 
 
@@ -124,7 +123,6 @@ def convolve(
     transformed: Tensor,
     scale: Tensor,
     bias: Tensor,
-    padding: tuple[int, int, int],
     dilation: int,
     relu: bool = False,
     skip: Tensor | None = None,
@@ -138,32 +136,28 @@ def convolve(
         transformed: by `transform`, of as many inputs, for tiles of any side.
         scale: of each output channel, (O,).
         bias: (O,).
-        padding: rows of zeros above, and below, and columns at either side.
-        dilation: of the kernel.
+        dilation: of the kernel, and rows and columns of zeros beyond each edge.
         relu: whether there is one before and after the sum.
         skip: as what comes out.
-        out: where it goes, if there is a place, (N, H', W', O), of the kind of the features, one pixel after the
+        out: where it goes, if there is a place, (N, H, W, O), of the kind of the features, one pixel after the
             other; it may be that of `skip`.
         rectangles: of what comes out that are to be summed, if any.
 
     Returns:
-        (N, O, H', W'), channels last.
+        (N, O, H, W), channels last.
 
     Raises:
         MemoryError: there is none for a few tiles.
         ValueError: `skip` or `out` is of another shape or kind, or `out` in pieces.
     """
-    count, _, height, width = features.shape
-    above, below, beside = padding
-    size = height + above + below - 2 * dilation, width + 2 * (beside - dilation)
     source = _channels_last(features)
-    target = source.new_empty(count, *size, len(bias)) if out is None else out
-    _check_place(target, (count, *size, len(bias)), source.dtype)
+    target = source.new_empty(*source.shape[:3], len(bias)) if out is None else out
+    _check_place(target, (*source.shape[:3], len(bias)), source.dtype)
     if skip is not None:
         skip = _channels_last(skip)
         _check_place(skip, target.shape, source.dtype)
     arrays = _Arrays(source, transformed, target, scale=scale.contiguous(), bias=bias.contiguous(), skip=skip)
-    _convolve(arrays, rectangles, len(bias), (above, beside), dilation, relu)
+    _convolve(arrays, rectangles, len(bias), dilation, relu)
     return target.permute(0, 3, 1, 2)
 
 
@@ -200,7 +194,7 @@ def recur(
     for place in (cell, hidden, *(() if state is None else (state,))):
         _check_place(place, shape, source.dtype)
     arrays = _Arrays(source, transformed, hidden, state=state, bias=bias.contiguous(), cell=cell)
-    _convolve(arrays, rectangles, len(bias), (1, 1))
+    _convolve(arrays, rectangles, len(bias))
 
 
 def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -221,7 +215,7 @@ def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None
     _check_place(source, (*out.shape[:3], weight.shape[1]), source.dtype)
     _check_place(out, (*source.shape[:3], 3))
     arrays = _Arrays(source, weight.permute(2, 3, 0, 1).contiguous(), out, bias=bias.contiguous())
-    _run("sapnet_project", arrays, 3, (1, 1), 1, SMALL)
+    _run("sapnet_project", arrays, 3, 1, SMALL)
 
 
 def embed(rainy: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -272,8 +266,7 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     side, together = choose_side(features.shape[2], features.shape[3], dilation), outputs_together()
     source, wanted = _channels_last(features), _channels_last(gradient)
     sums = source.new_zeros(parts, len(_places(side)), outputs // together, inputs, together)
-    around = (dilation, dilation)
-    _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, around, dilation, side, parts=parts)
+    _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, dilation, side, parts=parts)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
     return (placed.t() @ _places(side).float()).view(outputs, inputs, 3, 3)
 
@@ -297,7 +290,6 @@ def _convolve(
     arrays: _Arrays,
     rectangles: Rectangles | None,
     outputs: int,
-    padding: tuple[int, int],
     dilation: int = 1,
     relu: bool = False,
 ) -> None:
@@ -310,7 +302,7 @@ def _convolve(
         _check_place(rectangles.cores, (count, 4), torch.int64)
         sums = rectangles.means.new_empty(parts, count, width, channels)
     side = math.isqrt(len(arrays.kernel)) - 2
-    _run("sapnet_convolve", replace(arrays, sums=sums), outputs, padding, dilation, side, relu, parts)
+    _run("sapnet_convolve", replace(arrays, sums=sums), outputs, dilation, side, relu, parts)
     if rectangles is None or sums is None:
         return
     places = (arrays.target, sums, rectangles.means, rectangles.cores)
@@ -323,7 +315,6 @@ def _run(
     function: str,
     arrays: _Arrays,
     outputs: int,
-    padding: tuple[int, int],
     dilation: int,
     side: int,
     relu: bool = False,
@@ -334,8 +325,6 @@ def _run(
     job.halves = _feature_kind(arrays.source) == torch.float16
     job.count, job.height, job.width, job.own = arrays.source.shape
     job.inputs = job.own + (0 if arrays.state is None else arrays.state.shape[3])
-    job.above, job.left = padding
-    job.target_height, job.target_width = arrays.target.shape[1:3]
     for name, array in vars(arrays).items():
         setattr(job, name, None if array is None else array.data_ptr())
     compiled.program().run(function, ctypes.addressof(job))

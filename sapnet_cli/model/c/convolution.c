@@ -49,10 +49,10 @@ INLINE void read_row(const long side, Vector columns[SEEN][LARGE], int y, Vector
     transform_back(side, line, row);
 }
 
-/* Adds what a tile has in each column, of some channels, to the sums of a part, (count, target_width, channels). */
+/* Adds what a tile has in each column, of some channels, to the sums of a part, (count, width, channels). */
 INLINE void add_sums(const long side, const Convolution *job, Place place, long channels, const Vector *totals, float *sums) {
     for (int x = 0; x < side && x < place.columns; x++) {
-        float *sum = sums + (place.picture * job->target_width + place.left + x * job->dilation) * channels;
+        float *sum = sums + (place.picture * job->width + place.left + x * job->dilation) * channels;
         store(sum, add(load(sum), totals[x]));
     }
 }
@@ -143,7 +143,7 @@ INLINE void fetch(const long side, const int halves, const Convolution *job, con
     const long y = place / (side + BEYOND), x = place % (side + BEYOND);
     if (y >= side || x >= side) return;
     const long pixel = job->outputs * (halves ? sizeof(short) : sizeof(float));
-    const long way = (y * job->target_width + x) * job->dilation * pixel;
+    const long way = (y * job->width + x) * job->dilation * pixel;
     for (long tile = 0; tile < number; tile++) {
         if (y >= tiles[tile].rows || x >= tiles[tile].columns) continue;
         const long first = tiles[tile].pixel * pixel + way;
@@ -166,7 +166,7 @@ INLINE void convolve(const long side, const int halves, Convolution *shared) {
     for (;;) {
         long part = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
         if (part >= parts) break;
-        const long summed = job->count * job->target_width * channels;
+        const long summed = job->count * job->width * channels;
         float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
         long end = tiling.number * (part + 1) / parts;
         for (long begin = tiling.number * part / parts; begin < end; begin += at_once) {

@@ -9,12 +9,10 @@ typedef struct {
     float *kernel;                    /* (places, outputs / OUTPUTS, inputs, OUTPUTS); its gradient (parts, the same) */
     const float *scale, *bias;        /* (outputs) */
     const void *skip;                 /* like target, or none */
-    void *target;                     /* (count, target_height, target_width, outputs), or the gradient of it */
+    void *target;                     /* (count, height, width, outputs), or the gradient of it */
     void *cell;                       /* see `write_state`, or none */
-    float *sums;                      /* (parts, count, target_width, as target): of target over rows, or none */
+    float *sums;                      /* (parts, count, width, as target): of target over rows, or none */
     long count, height, width, inputs, own, outputs, dilation;
-    long above, left;                 /* zeros beyond the edges */
-    long target_height, target_width;
     long side;                        /* of the tiles, SMALL or LARGE */
     long halves;                      /* what source, state, skip, target and cell are, or floats; gradients are floats */
     long relu;                        /* ReLU(ReLU(scale * convolution + bias) + skip), or without either */

@@ -123,8 +123,8 @@ typedef struct {
 } Tiling;
 
 static Tiling tiling_of(const Convolution *job, long side) {
-    const long down = tiles_along(side, job->target_height, job->dilation);
-    const long across = tiles_along(side, job->target_width, job->dilation);
+    const long down = tiles_along(side, job->height, job->dilation);
+    const long across = tiles_along(side, job->width, job->dilation);
     Tiling tiling = {down, across, job->count * down * across};
     return tiling;
 }
@@ -136,15 +136,15 @@ static Place place_of(const Convolution *job, long side, Tiling tiling, long til
     const long picture = tile / (tiling.down * tiling.across), step = job->dilation;
     const long top = first_pixel(side, tile / tiling.across % tiling.down, step);
     const long left = first_pixel(side, tile % tiling.across, step);
-    const long rows = (job->target_height - top + step - 1) / step, columns = (job->target_width - left + step - 1) / step;
-    Place place = {picture, top, left, (picture * job->target_height + top) * job->target_width + left,
+    const long rows = (job->height - top + step - 1) / step, columns = (job->width - left + step - 1) / step;
+    Place place = {picture, top, left, (picture * job->height + top) * job->width + left,
                    rows < side ? rows : side, columns < side ? columns : side};
     return place;
 }
 
 /* Of a tile, counted from its first. */
 static inline long pixel_of(const Convolution *job, Place place, long y, long x) {
-    return place.pixel + (y * job->target_width + x) * job->dilation;
+    return place.pixel + (y * job->width + x) * job->dilation;
 }
 
 /* Transforms the rows of a tile, or of a gradient, of its transformed columns, and writes them, `to` + place * distance. */
@@ -162,7 +162,7 @@ INLINE void write_rows(const long side, const int gradient, Vector (*columns)[SE
 /* Reads a tile, `to` + place * `apart`. */
 INLINE void read_tile(const long side, const int halves, const Convolution *job, Place place, float *to) {
     const long seen = side + BEYOND, step = job->dilation, inputs = job->inputs;
-    const long top = place.top - job->above, left = place.left - job->left;
+    const long top = place.top - step, left = place.left - step;
     const int inside = top >= 0 && left >= 0 && top + (seen - 1) * step < job->height && left + (seen - 1) * step < job->width;
     for (long channel = 0; channel < inputs; channel += LANES) {
         const long own = channel < job->own, stride = own ? job->own : inputs - job->own;
