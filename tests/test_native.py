@@ -21,8 +21,10 @@ from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_precision
 from sapnet_cli.engine.kernels import lay_for_means
+from sapnet_cli.engine.native import lay_attention
 from sapnet_cli.model import compiled, native
 from sapnet_cli.model.convolution import Convolution
+from sapnet_cli.model.sapnet import ChannelResidualAttention
 
 pytestmark = pytest.mark.usefixtures("instructions")
 needs_native = pytest.mark.skipif(not compiled.is_available(), reason="not compiled, or no x86 CPU with AVX2")
@@ -42,6 +44,20 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def features(*shape: int, seed: int = 0) -> Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return values.contiguous(memory_format=CHANNELS_LAST)
+
+
+def plane(*shape: int, seed: int = 0) -> Tensor:
+    """(N, H, W, C)."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def first(plane: Tensor) -> Tensor:
+    """Channels first, as PyTorch's convolutions take it."""
+    return plane.permute(0, 3, 1, 2)
+
+
+def last(features: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="for Linux on x86")
@@ -68,15 +84,16 @@ def test_it_is_the_convolution(
 ) -> None:
     """At any size, also where the kernel reaches beyond the picture on all sides."""
     inputs, outputs = times[0] * compiled.program().lanes, times[1] * native.outputs_together()
-    seen = features(2, inputs, *size)
+    seen = plane(2, *size, inputs)
     weight, bias = (
         features(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5,
         features(outputs, 1, 1, 1, seed=2).view(-1),
     )
-    expected = functional.conv2d(seen.double(), weight.double(), bias.double(), padding=dilation, dilation=dilation)
+    exact = first(seen).double(), weight.double(), bias.double()
+    expected = last(functional.conv2d(*exact, padding=dilation, dilation=dilation))
     given = native.convolve(seen, native.transform(weight, side), torch.ones(outputs), bias, dilation)
     assert given.shape == expected.shape
-    assert given.is_contiguous(memory_format=CHANNELS_LAST)
+    assert given.is_contiguous()
     assert float((given - expected).abs().max()) < bound
     assert float((given - expected).square().mean().sqrt()) < bound / 10
 
@@ -93,23 +110,22 @@ def test_tiles_are_as_large_as_pays(dilation: int) -> None:
 @needs_native
 @pytest.mark.parametrize(("side", "bound"), [(native.SMALL, 2e-5), (native.LARGE, 1e-4)])
 def test_its_options(side: int, bound: float) -> None:
-    seen, weight, bias = features(1, 16, 21, 30), features(32, 16, 3, 3, seed=1) / 12, features(32, 1, 1, 1).view(-1)
+    seen, weight, bias = plane(1, 21, 30, 16), features(32, 16, 3, 3, seed=1) / 12, features(32, 1, 1, 1).view(-1)
     scale = torch.linspace(0, 2, 32)
     transformed = native.transform(weight, side)
-    plain = functional.conv2d(seen, weight, None, padding=2, dilation=2) * scale.view(-1, 1, 1)
-    plain = plain + bias.view(-1, 1, 1)
-    skip = features(*plain.shape, seed=3)
+    plain = last(functional.conv2d(first(seen), weight, None, padding=2, dilation=2)) * scale + bias
+    skip = plane(*plain.shape, seed=3)
     for relu, added in ((False, None), (True, None), (False, skip), (True, skip)):
         expected = (plain.relu() if relu else plain) + (0 if added is None else added)
         expected = expected.relu() if relu else expected
         given = native.convolve(seen, transformed, scale, bias, 2, relu, added)
         assert torch.allclose(given, expected, atol=bound)
-        place = torch.empty_like(given.permute(0, 2, 3, 1))
-        native.convolve(seen, transformed, scale, bias, 2, relu, added, place)
-        assert torch.equal(place, given.permute(0, 2, 3, 1))
-    in_rows = seen.contiguous(memory_format=torch.contiguous_format)
-    again = native.convolve(in_rows, transformed, scale, bias, 2, True, skip)
-    assert torch.equal(again, given)
+        place = torch.empty_like(given)
+        assert native.convolve(seen, transformed, scale, bias, 2, relu, added, place) is place
+        assert torch.equal(place, given)
+    in_place = skip.clone()
+    native.convolve(seen, transformed, scale, bias, 2, True, in_place, in_place)
+    assert torch.equal(in_place, given)
 
 
 @needs_native
@@ -117,66 +133,96 @@ def test_its_options(side: int, bound: float) -> None:
 @pytest.mark.parametrize("dilation", [1, 5])
 @pytest.mark.parametrize("side", native.POINTS)
 @pytest.mark.parametrize("following", [1, 4, 16])
-def test_its_sums_over_rectangles(size: tuple[int, int], dilation: int, side: int, following: int) -> None:
-    """Those that each tap of the next convolution sees from the cores, and the same each time, whichever thread comes
-    first."""
-    seen, weight = features(3, 16, *size), native.transform(features(32, 16, 3, 3, seed=1), side)
+def test_the_means_that_attention_pools(size: tuple[int, int], dilation: int, side: int, following: int) -> None:
+    """Those of what the next convolution gives, over the cores; the same each time, whichever thread comes first."""
+    seen, weight = plane(3, *size, 16), native.transform(features(32, 16, 3, 3, seed=1), side)
     kernel = weight, torch.ones(32), torch.zeros(32), dilation, True
     height, width = size
     cores = torch.tensor(
         [[0, height, 0, width], [1, height, 0, width - 1], [height // 3, height // 2 + 1, width // 2, width]]
     )
-    sums, again = torch.empty(2, 3, 3, 3, 32)
-    given = native.convolve(seen, *kernel, rectangles=native.Rectangles(sums, cores, following))
-    assert torch.equal(given, native.convolve(seen, *kernel, rectangles=native.Rectangles(again, cores, following)))
+    next_kernel, bias = features(64, 32, 3, 3, seed=2) / 17, torch.randn(64)
+    known = [native.Pooled(torch.empty(3, 64), cores, lay_for_means(next_kernel), bias, following) for _ in range(2)]
+    given = native.convolve(seen, *kernel, pooled=known[0])
+    assert torch.equal(given, native.convolve(seen, *kernel, pooled=known[1]))
     assert torch.equal(given, native.convolve(seen, *kernel))
-    assert torch.allclose(sums, rectangles_of(given, cores, following), rtol=1e-5, atol=1e-5)
-    assert torch.equal(sums, again)
+    expected = means_of(given, next_kernel, bias, cores, following)
+    assert torch.allclose(known[0].means, expected, rtol=1e-5, atol=1e-5 * float(given.abs().mean()) + 1e-5)
+    assert torch.equal(known[0].means, known[1].means)
 
 
-def rectangles_of(values: Tensor, cores: Tensor, dilation: int) -> Tensor:
-    """What each tap sees of (N, C, H, W) from each core, over its area, (N, 3, 3, C)."""
-    beyond = functional.pad(values.double(), (dilation, dilation, dilation, dilation))
-    seen = torch.empty(len(values), 3, 3, values.shape[1])
-    for picture, (top, end, left, stop), of_picture in zip(beyond, cores.tolist(), seen):
-        for tap in range(9):
-            down, right = tap // 3 * dilation, tap % 3 * dilation
-            rectangle = picture[:, top + down : end + down, left + right : stop + right]
-            of_picture[tap // 3, tap % 3] = rectangle.sum(dim=(1, 2)) / ((end - top) * (stop - left))
-    return seen
+def means_of(values: Tensor, weight: Tensor, bias: Tensor, cores: Tensor, dilation: int) -> Tensor:
+    """The means over cores, (N, 4), of a convolution of a plane, (N, O)."""
+    exact = first(values).double(), weight.double(), bias.double()
+    result = functional.conv2d(*exact, padding=dilation, dilation=dilation)
+    within = zip(result, cores.tolist())
+    return torch.stack([picture[:, a:b, c:d].mean(dim=(1, 2)) for picture, (a, b, c, d) in within]).float()
+
+
+@needs_native
+@pytest.mark.parametrize(("channels", "reduction"), [(32, 16), (64, 4), (32, 32)])
+def test_it_is_attention(channels: int, reduction: int) -> None:
+    torch.manual_seed(0)
+    attention = ChannelResidualAttention(channels, reduction).requires_grad_(False)
+    for size in (0.1, 1, 30):
+        pooled, bias = size * torch.randn(channels), torch.randn(channels)
+        scale, scaled_bias = native.attend(pooled, *lay_attention(attention), bias)
+        expected = attention.double()(pooled.double().view(1, -1, 1, 1)).view(-1)
+        attention.float()
+        assert torch.allclose(scale.double(), expected, rtol=1e-5, atol=1e-7)
+        assert torch.allclose(scaled_bias.double(), expected * bias, rtol=1e-5, atol=1e-7)
+    pooled[3] = float("nan")
+    assert torch.isnan(native.attend(pooled, *lay_attention(attention), bias)[0]).all()
+    for wrong in (pooled[1:], pooled.double()):
+        with pytest.raises(ValueError, match=r"is to be|no multiple"):
+            native.attend(wrong, *lay_attention(attention), bias)
 
 
 @needs_native
 @pytest.mark.parametrize("side", native.POINTS)
 def test_what_is_no_number_is_not_hidden(side: int) -> None:
     """Weights that give such values are found out by them."""
-    seen, weight = features(1, 16, 9, 9), native.transform(features(32, 16, 3, 3, seed=1), side)
-    seen[0, 3, 4, 4] = float("nan")
-    for skip in (None, torch.zeros(1, 32, 9, 9)):
+    seen, weight = plane(1, 9, 9, 16), native.transform(features(32, 16, 3, 3, seed=1), side)
+    seen[0, 4, 4, 3] = float("nan")
+    for skip in (None, torch.zeros(1, 9, 9, 32)):
         given = native.convolve(seen, weight, torch.ones(32), torch.zeros(32), 1, True, skip)
-        assert torch.isnan(given[0, :, 3:6, 3:6]).all()
+        assert torch.isnan(given[0, 3:6, 3:6]).all()
 
 
 @needs_native
 def test_it_writes_nowhere_else() -> None:
-    seen, weight = features(1, 16, 9, 9), native.transform(features(32, 16, 3, 3), native.LARGE)
-    kernel = weight, torch.ones(32), torch.zeros(32)
-    for place in (torch.empty(1, 8, 9, 32), torch.empty(1, 9, 9, 64)[..., ::2], torch.empty(1, 9, 9, 32).double()):
-        with pytest.raises(ValueError, match="a place for"):
-            native.convolve(seen, *kernel, 1, out=place)
-    sums, cores = torch.empty(1, 3, 3, 32), torch.tensor([[0, 9, 0, 9]])
-    for each in ((sums[..., :16], cores), (sums, cores.int()), (sums, cores[:, :3])):
-        with pytest.raises(ValueError, match="a place for"):
-            native.convolve(seen, *kernel, 1, rectangles=native.Rectangles(*each, 1))
-    for skip in (torch.empty(1, 32, 9, 8), torch.empty(1, 32, 9, 9).half()):
-        with pytest.raises(ValueError, match="a place for"):
-            native.convolve(seen, *kernel, 1, skip=skip)
-    with pytest.raises(ValueError, match="features are"):
-        native.convolve(seen.bfloat16(), *kernel, 1)
+    seen, weight = plane(1, 9, 9, 16), native.transform(features(32, 16, 3, 3), native.LARGE)
+    kernel = weight, torch.ones(32), torch.zeros(32), 1
+    for place in (plane(1, 8, 9, 32), plane(1, 9, 9, 64)[..., ::2], plane(1, 9, 9, 32).half()):
+        with pytest.raises(ValueError, match="what is to be"):
+            native.convolve(seen, *kernel, out=place)
+        with pytest.raises(ValueError, match="what is to be"):
+            native.convolve(seen, *kernel, skip=place)
+    with pytest.raises(ValueError, match="in pieces"):
+        native.convolve(plane(1, 9, 9, 32)[..., ::2], *kernel)
+    for kind in (torch.float64, torch.bfloat16):
+        with pytest.raises(ValueError, match="a plane is of"):
+            native.convolve(seen.to(kind), *kernel)
+    right = {
+        "means": torch.empty(1, 32),
+        "cores": torch.tensor([[0, 9, 0, 9]]),
+        "kernel": torch.zeros(9 * 32, 32),
+        "bias": torch.zeros(32),
+    }
+    for wrong in (
+        {"means": torch.empty(1, 16)},
+        {"cores": right["cores"].int()},
+        {"cores": right["cores"][:, :3]},
+        {"kernel": torch.zeros(9 * 16, 32)},
+        {"bias": torch.zeros(16)},
+        {"means": torch.empty(1, 3), "kernel": torch.zeros(9 * 32, 3), "bias": torch.zeros(3)},
+    ):
+        with pytest.raises(ValueError, match=r"what is to be|no multiple"):
+            native.convolve(seen, *kernel, pooled=native.Pooled(**{**right, **wrong}, dilation=1))
     gates = native.transform(features(64, 32, 3, 3), native.LARGE), torch.zeros(64)
-    right, wrong = torch.empty(1, 9, 9, 16), torch.empty(1, 9, 8, 16)
-    for state, cell, hidden in ((wrong, right, right), (right, wrong, right), (right, right, wrong)):
-        with pytest.raises(ValueError, match="a place for"):
+    good, bad = torch.empty(1, 9, 9, 16), torch.empty(1, 9, 8, 16)
+    for state, cell, hidden in ((bad, good, good), (good, bad, good), (good, good, bad)):
+        with pytest.raises(ValueError, match="what is to be"):
             native.recur(seen, state, *gates, cell, hidden)
 
 
@@ -192,13 +238,13 @@ def test_networks_of_any_width(channels: int) -> None:
     half = compiled.program().lanes // 2
     places = (torch.zeros(1, 5, 7, half) for _ in range(3))
     with pytest.raises(ValueError, match="multiples"):
-        native.recur(features(1, 2 * half, 5, 7), next(places), torch.zeros(36, 1), torch.zeros(4 * half), *places)
+        native.recur(plane(1, 5, 7, 2 * half), next(places), torch.zeros(36, 1), torch.zeros(4 * half), *places)
 
 
 @needs_native
 @pytest.mark.parametrize("side", native.POINTS)
 def test_on_one_thread_it_gives_the_same(side: int) -> None:
-    seen, bias = features(1, 32, 90, 70), torch.zeros(32)
+    seen, bias = plane(1, 90, 70, 32), torch.zeros(32)
     weight = native.transform(features(32, 32, 3, 3, seed=1), side)
     both = [native.convolve(seen, weight, torch.ones(32), bias, 4)]
     threads = torch.get_num_threads()
@@ -230,43 +276,44 @@ def test_its_gradients(dilation: int, side: int, monkeypatch: pytest.MonkeyPatch
 @needs_native
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (17, 23), (40, 68)])
 def test_it_is_the_convolution_to_an_image(size: tuple[int, int]) -> None:
-    seen, weight, bias = features(2, 32, *size), features(3, 32, 3, 3, seed=1) / 17, torch.tensor([-1.0, 0.0, 2.0])
+    seen, weight, bias = plane(2, *size, 32), features(3, 32, 3, 3, seed=1) / 17, torch.tensor([-1.0, 0.0, 2.0])
     out = torch.empty(2, *size, 3)
-    native.project(seen.permute(0, 2, 3, 1), weight, bias, out)
-    expected = functional.conv2d(seen.double(), weight.double(), bias.double(), padding=1).permute(0, 2, 3, 1)
-    assert torch.allclose(out.double(), expected, atol=1e-5)
-    for given, place in ((seen, out), (seen.permute(0, 2, 3, 1), out[:, 1:]), (seen.permute(0, 2, 3, 1), out.double())):
-        with pytest.raises(ValueError, match="a place for"):
+    native.project(seen, weight, bias, out)
+    exact = first(seen).double(), weight.double(), bias.double()
+    assert torch.allclose(out.double(), last(functional.conv2d(*exact, padding=1)), atol=1e-5)
+    wrong = [(seen[..., :16], out), (seen, out[:, 1:]), (seen, out.double())]
+    for given, place in wrong:
+        with pytest.raises(ValueError, match="what is to be"):
             native.project(given, weight, bias, place)
 
 
 @needs_native
-@pytest.mark.parametrize("kind", native.FEATURES)
+@pytest.mark.parametrize("kind", native.PLANES)
 @pytest.mark.parametrize("rainy", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 12), (17, 31)])
 def test_it_is_the_convolution_from_images(size: tuple[int, int], rainy: torch.dtype, kind: torch.dtype) -> None:
     width = 2 * native.outputs_together()
-    images = features(2, 6, *size).permute(0, 2, 3, 1)
+    images = plane(2, *size, 6)
     seen, residual = images[..., :3].abs().clamp(max=1), images[..., 3:].contiguous()
     seen = (255 * seen).round().to(rainy) if rainy == torch.uint8 else seen.contiguous()
     kernel, bias = features(width, 6, 3, 3, seed=1), features(width, 1, 1, 1, seed=2).view(-1)
     kernel[:, :3] /= 255
     out, laid = torch.empty(2, *size, width, dtype=kind), lay_for_means(kernel)
     native.embed(seen, residual, laid, bias, out)
-    both = torch.cat((seen * (1 if rainy == torch.uint8 else 255), residual), dim=3).permute(0, 3, 1, 2)
-    expected = functional.conv2d(both.double(), kernel.double(), bias.double(), padding=1).relu().permute(0, 2, 3, 1)
+    both = first(torch.cat((seen * (1 if rainy == torch.uint8 else 255), residual), dim=3))
+    expected = last(functional.conv2d(both.double(), kernel.double(), bias.double(), padding=1).relu())
     assert torch.allclose(out.double(), expected, rtol=1e-5 if kind == torch.float32 else 6e-4, atol=2e-5)
     for change in (
         {"rainy": seen[:, :, :-1]},
         {"rainy": seen.double()},
         {"residual": residual[..., :2]},
-        {"weight": laid[1:]},
+        {"kernel": laid[1:]},
         {"bias": bias[1:]},
         {"out": out.double()},
         {"out": out[..., ::2]},
     ):
-        places = {"rainy": seen, "residual": residual, "weight": laid, "bias": bias, "out": out, **change}
-        with pytest.raises(ValueError, match=r"a place for|features are|no multiple of"):
+        places = {"rainy": seen, "residual": residual, "kernel": laid, "bias": bias, "out": out, **change}
+        with pytest.raises(ValueError, match=r"what is to be|a plane is of|no multiple of"):
             native.embed(**places)
 
 
@@ -275,36 +322,42 @@ def test_it_is_the_convolution_from_images(size: tuple[int, int], rainy: torch.d
 @pytest.mark.parametrize("dilation", [1, 5])
 def test_halves_are_computed_in_floats(side: int, dilation: int) -> None:
     """What comes out is what comes of the same values in floats, and is rounded once, where it is stored."""
-    seen, skip = features(2, 32, 31, 26).half(), features(2, 32, 31, 26, seed=1).half()
-    kernel = native.transform(features(32, 32, 3, 3, seed=2) / 17, side), torch.rand(32), torch.randn(32)
-    kernel_in = (*kernel, dilation, True)
-    sums, floats, cores = *torch.empty(2, 2, 3, 3, 32), torch.tensor([[0, 31, 0, 26], [3, 9, 5, 26]])
-    given = native.convolve(seen, *kernel_in, skip, rectangles=native.Rectangles(sums, cores, 4))
-    expected = native.convolve(seen.float(), *kernel_in, skip.float(), rectangles=native.Rectangles(floats, cores, 4))
+    seen, skip = plane(2, 31, 26, 32).half(), plane(2, 31, 26, 32, seed=1).half()
+    kernel = (
+        native.transform(features(32, 32, 3, 3, seed=2) / 17, side),
+        torch.rand(32),
+        torch.randn(32),
+        dilation,
+        True,
+    )
+    means, cores = torch.empty(2, 2, 32), torch.tensor([[0, 31, 0, 26], [3, 9, 5, 26]])
+    known = [native.Pooled(each, cores, torch.randn(9 * 32, 32) / 17, torch.zeros(32), 4) for each in means]
+    known[1] = replace(known[1], kernel=known[0].kernel)
+    given = native.convolve(seen, *kernel, skip, pooled=known[0])
+    expected = native.convolve(seen.float(), *kernel, skip.float(), pooled=known[1])
     assert torch.equal(given, expected.half())
-    assert torch.allclose(sums, floats, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(*means, rtol=1e-3, atol=1e-3)
 
-    image, again = torch.empty(2, 2, 31, 26, 3)
-    for features_in, out in ((given, image), (given.float(), again)):
-        native.project(features_in.permute(0, 2, 3, 1), features(3, 32, 3, 3), torch.zeros(3), out)
-    assert torch.equal(image, again)
+    images = torch.empty(2, 2, 31, 26, 3)
+    for source, image in zip((given, given.float()), images):
+        native.project(source, features(3, 32, 3, 3), torch.zeros(3), image)
+    assert torch.equal(*images)
 
 
 @needs_native
-@pytest.mark.parametrize("first", [False, True])
-def test_its_lstm_in_halves(first: bool) -> None:
-    width, gates = 2 * compiled.program().lanes, 3 if first else 4
-    kernel = native.transform(features(gates * width, (1 if first else 2) * width, 3, 3) / 17, native.LARGE)
-    seen, state, cell = (features(1, width, 19, 23, seed=seed).half() for seed in range(1, 4))
+@pytest.mark.parametrize("is_first", [False, True])
+def test_its_lstm_in_halves(is_first: bool) -> None:
+    width, gates = 2 * compiled.program().lanes, 3 if is_first else 4
+    kernel = native.transform(features(gates * width, (1 if is_first else 2) * width, 3, 3) / 17, native.LARGE)
+    seen, state, cell = (plane(1, 19, 23, width, seed=seed).half() for seed in range(1, 4))
     results, bias = [], torch.full((gates * width,), 0.1)
-    for kind in native.FEATURES:
-        before, after = (each.permute(0, 2, 3, 1).to(kind).contiguous() for each in (state, cell))
-        hidden = torch.empty_like(after)
-        native.recur(seen.to(kind), None if first else before, kernel, bias, after, hidden)
+    for kind in native.PLANES:
+        before, after, hidden = state.to(kind), cell.to(kind, copy=True), torch.empty_like(cell, dtype=kind)
+        native.recur(seen.to(kind), None if is_first else before, kernel, bias, after, hidden)
         results.append((after.half(), hidden.half()))
     assert all(torch.equal(*each) for each in zip(*results))
-    with pytest.raises(ValueError, match="a place for"):
-        native.recur(seen.float(), None if first else before, kernel, bias, after, hidden.float())
+    with pytest.raises(ValueError, match="what is to be"):
+        native.recur(seen.float(), None if is_first else before, kernel, bias, after, hidden.float())
 
 
 def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -317,40 +370,43 @@ def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @needs_native
-@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("side", native.POINTS)
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (29, 40)])
-def test_its_lstm(first: bool, side: int, size: tuple[int, int]) -> None:
+def test_its_lstm(is_first: bool, side: int, size: tuple[int, int]) -> None:
     """Of features and state that lie apart, which its convolution reads as if they lay side by side."""
     lanes, width = compiled.program().lanes, native.outputs_together()
-    seen, inputs, outputs = features(2, lanes, *size), lanes + (0 if first else width), width * (3 if first else 4)
-    state, cell, hidden, again = (features(2, width, *size, seed=seed).permute(0, 2, 3, 1) for seed in range(1, 5))
+    inputs, outputs = lanes + (0 if is_first else width), width * (3 if is_first else 4)
+    seen = plane(2, *size, lanes)
+    state, cell, hidden, again = (plane(2, *size, width, seed=seed) for seed in range(1, 5))
     weight, bias = features(outputs, inputs, 3, 3, seed=5) / 9, features(outputs, 1, 1, 1, seed=6).view(-1)
-    read = seen if first else torch.cat((seen, state.permute(0, 3, 1, 2)), dim=1)
-    gates = functional.conv2d(read.double(), weight.double(), bias.double(), padding=1).permute(0, 2, 3, 1)
-    expected = stepped(gates, None if first else cell)
-    gates_kernel, before = (None if first else state, native.transform(weight, side), bias), cell.clone()
+    read = seen if is_first else torch.cat((seen, state), dim=3)
+    gates = last(functional.conv2d(first(read).double(), weight.double(), bias.double(), padding=1))
+    expected = stepped(gates, None if is_first else cell)
+    gates_kernel, before = (None if is_first else state, native.transform(weight, side), bias), cell.clone()
     native.recur(seen, *gates_kernel, cell, hidden)
     assert all(torch.allclose(given.double(), exact, atol=1e-4) for given, exact in zip((cell, hidden), expected))
-    sums, cores = torch.empty(2, 3, 3, width), torch.tensor([[0, size[0], 0, size[1]]] * 2)
-    native.recur(seen, *gates_kernel, before, again, native.Rectangles(sums, cores, 2))
+    following, cores = features(lanes, width, 3, 3, seed=7) / 9, torch.tensor([[0, size[0], 0, size[1]]] * 2)
+    known = native.Pooled(torch.empty(2, lanes), cores, lay_for_means(following), torch.ones(lanes), 2)
+    native.recur(seen, *gates_kernel, before, again, known)
     assert torch.equal(before, cell)
     assert torch.equal(again, hidden)
-    assert torch.allclose(sums, rectangles_of(hidden.permute(0, 3, 1, 2), cores, 2), rtol=1e-5, atol=1e-5)
+    exact = means_of(hidden, following, known.bias, cores, 2)
+    assert torch.allclose(known.means, exact, rtol=1e-5, atol=1e-5)
 
 
 @needs_native
-@pytest.mark.parametrize("first", [False, True])
-def test_its_lstm_at_any_value(first: bool) -> None:
+@pytest.mark.parametrize("is_first", [False, True])
+def test_its_lstm_at_any_value(is_first: bool) -> None:
     """To the last bits, also where exponentials end; what is no number is not hidden."""
     lanes, width = compiled.program().lanes, native.outputs_together()
-    bias = 30 * features(width * (3 if first else 4), 1, 1, 1).view(-1)
+    bias = 30 * features(width * (3 if is_first else 4), 1, 1, 1).view(-1)
     bias[:4], bias[4] = torch.tensor([-1e4, 1e4, 0, 1e-6]), float("nan")
-    cell, hidden = features(1, width, 5, 7, seed=1).permute(0, 2, 3, 1), torch.empty(1, 5, 7, width)
-    expected = stepped(bias.expand(1, 5, 7, -1), None if first else cell)
-    inputs = lanes + (0 if first else width)
+    cell, hidden = plane(1, 5, 7, width, seed=1), torch.empty(1, 5, 7, width)
+    expected = stepped(bias.expand(1, 5, 7, -1), None if is_first else cell)
+    inputs = lanes + (0 if is_first else width)
     kernel = native.transform(torch.zeros(len(bias), inputs, 3, 3), native.SMALL)
-    native.recur(features(1, lanes, 5, 7), None if first else torch.zeros_like(hidden), kernel, bias, cell, hidden)
+    native.recur(plane(1, 5, 7, lanes), None if is_first else torch.zeros_like(hidden), kernel, bias, cell, hidden)
     for given, exact in zip((cell, hidden), expected):
         assert torch.allclose(given.double(), exact, rtol=1e-5, atol=3e-7, equal_nan=True)
     assert torch.isnan(hidden[..., 4]).all()
@@ -407,7 +463,7 @@ def test_memory_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "find_program", lambda: program)
     kernel = native.transform(features(32, 16, 3, 3), native.SMALL)
     with pytest.raises(MemoryError):
-        native.convolve(features(1, 16, 4, 4), kernel, *torch.ones(2, 32), 1)
+        native.convolve(plane(1, 4, 4, 16), kernel, *torch.ones(2, 32), 1)
 
 
 @pytest.mark.parametrize("missing", ["the compiled file", "OpenMP", "instructions"])
@@ -431,4 +487,4 @@ def test_without_it_all_is_as_before(missing: str, monkeypatch: pytest.MonkeyPat
     finally:
         find_program.cache_clear()
     assert all(abs(new - old).max() < most for new, old, most in zip(after, before, (1e-5, 1e-3)))
-    assert chosen not in native.FEATURES or not torch.cpu._is_avx2_supported()
+    assert chosen not in native.PLANES or not torch.cpu._is_avx2_supported()

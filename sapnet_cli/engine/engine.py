@@ -28,6 +28,7 @@ from sapnet_cli.engine.hardware import (
 )
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import FusedWeights
+from sapnet_cli.engine.native import NativeForward, NativeWeights, is_native
 from sapnet_cli.engine.pixels import Pixels, finite, mean_change, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
@@ -319,9 +320,18 @@ class Engine:
             self._replayed[precision] = ReplayedForward(forward)
         return self._replayed[precision]
 
+    def _kinds(self, precision: torch.dtype) -> tuple[type[FusedWeights], type[FusedForward]]:
+        """How the network is computed in a precision, layer by layer."""
+        if precision is torch.int8:
+            return QuantizedWeights, QuantizedForward
+        if is_native(self._reference, self.device, precision):
+            return NativeWeights, NativeForward
+        return FusedWeights, FusedForward
+
     def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
         if precision not in self._fused:
-            kind, dtype = (QuantizedWeights, fast_float()) if precision is torch.int8 else (FusedWeights, precision)
+            kind, _ = self._kinds(precision)
+            dtype = fast_float() if precision is torch.int8 else precision
             self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
         return self._fused[precision]
 
@@ -329,7 +339,7 @@ class Engine:
         self, precision: torch.dtype, rainy: Tensor, *arguments: Any, rain: float = -math.inf, **named: Any
     ) -> FusedForward:
         """Of a picture that has at least so much rain, or windows of it."""
-        forward = QuantizedForward if precision is torch.int8 else FusedForward
+        _, forward = self._kinds(precision)
         means = self._model(torch.float32).rain_means if self._insist else None
         insistence = None if means is None else Insistence(means, self._insist, rain)
         return forward(self._fused_weights(precision), rainy, *arguments, insistence=insistence, **named)

@@ -25,9 +25,6 @@ from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import (
     FusedWeights,
     Kernel,
-    NativeEmbedding,
-    NativeKernel,
-    NativeProjection,
     Padding,
     Ranging,
     residual_blocks,
@@ -36,7 +33,6 @@ from sapnet_cli.engine.kernels import (
 from sapnet_cli.engine.pixels import to_float
 from sapnet_cli.engine.planes import Room, Strip, choose_place
 from sapnet_cli.engine.progress import Report, part_of
-from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 Pool: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -118,10 +114,9 @@ class FusedForward:
         self.insistence = insistence
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
-        inner_too = not self.whole or self.weights.are_native  # else convolutions give planes of their own
-        planes = [room.take(shape, self.weights.dtype) for _ in range(PLANES if inner_too else 3)]
-        self.hidden, self.spare, self.cell = planes[:3]
-        self.inner = planes[-1]
+        # whole, convolutions give planes of their own, and need no fourth
+        planes = [room.take(shape, self.weights.dtype) for _ in range(PLANES - self.whole)]
+        self.hidden, self.spare, self.cell, self.inner = *planes[:3], planes[-1]
 
     def run(self, stages: int, report: Report | None = None) -> Tensor:
         """The estimate after `stages` units, not clamped: (N, 3, H, W), float32.
@@ -142,12 +137,11 @@ class FusedForward:
     def unit(self, number: int, report: Report | None = None) -> None:
         """One progressive dilated unit, counted from 0; the first ignores what is carried."""
         blocks = residual_blocks(self.weights.model)
-        dilations = [block.conv1.dilation[0] for block in blocks]
         if self.insistence is not None:
             self.insistence.begin(number)
-        self._remember(number == 0, dilations[0])
+        self._remember(number == 0, blocks[0].conv1)
         features = self.hidden
-        for index, (block, following) in enumerate(zip(blocks, [*dilations[1:], None])):
+        for index, (block, following) in enumerate(zip(blocks, [*(block.conv1 for block in blocks[1:]), None])):
             if report is not None:
                 report(index / len(blocks))
             features = self._block(index, block, features, following)
@@ -159,29 +153,19 @@ class FusedForward:
             strip.of(self.residual).add_(to_float(strip.of(self.rainy)).to(self.residual.device))
         return self.residual.permute(0, 3, 1, 2)
 
-    def _remember(self, first_unit: bool, dilation: int) -> None:
+    def _remember(self, first_unit: bool, following: nn.Conv2d) -> None:
         """Embeds rainy image and estimate and moves the recurrent state one step on."""
-        self._begin(dilation)
+        self._begin(following)
         kernels = self.weights.first_gates if first_unit else self.weights.gates
-        # not over the old state, whose neighbours still need it
-        if isinstance(kernels, NativeKernel):
-            self._recur_at_once(kernels, first_unit)
-        else:
-            for strip in self.lstm_strips:
-                self._collect(self._recur(strip, *kernels, first_unit), strip)
+        for strip in self.lstm_strips:  # not over the old state, whose neighbours still need it
+            self._collect(self._recur(strip, *kernels, first_unit), strip)
         self.hidden, self.spare = self.spare, self.hidden
-
-    def _recur_at_once(self, kernel: NativeKernel, first_unit: bool) -> None:
-        """Steps the state on in C, which as with its convolutions takes all rows in one pass; gates lie nowhere."""
-        state, rectangles = None if first_unit else self.hidden, self._see_rectangles()
-        cast(NativeEmbedding, self.weights.embed).embed(self.rainy, self.residual, self.inner)
-        kernel.recur(self._channels_first(self.inner), state, self.cell, self.spare, rectangles)
 
     def _recur(self, strip: Strip, gates_kernel: Kernel, candidate_kernel: Kernel, first_unit: bool) -> Tensor:
         """Steps the state of a strip on; gives the hidden one, (N, rows, W, C), on the network's device."""
         (low, high), edges = self._inside(strip.start - 1, strip.stop + 1)
         images = self._images(strip, low - 1, high + 1, self.weights.computed_in)
-        seen = cast(Kernel, self.weights.embed).convolve(*images, relu=True)
+        seen = self.weights.embed.convolve(*images, relu=True)
         if not first_unit:
             seen = torch.cat((seen, self._channels_first(strip.rows(self.hidden, low, high))), dim=1)
         kernels, cell = (gates_kernel, candidate_kernel), strip.of(self.cell)
@@ -194,9 +178,9 @@ class FusedForward:
         strip.of(self.spare).copy_(new)
         return new
 
-    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
-        """A residual block; `following` is the dilation of the next one, if any."""
-        inner = self._convolve(block.conv1, block.attention1, features, self.inner, block.conv2.dilation[0])
+    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: nn.Conv2d | None) -> Tensor:
+        """A residual block; `following` is the first convolution of the next one, if any."""
+        inner = self._convolve(block.conv1, block.attention1, features, self.inner, block.conv2)
         positive = index > 0  # from the first block on nothing is negative
         return self._convolve(block.conv2, block.attention2, inner, self.spare, following, features, positive)
 
@@ -206,19 +190,13 @@ class FusedForward:
         attention: nn.Module | None,
         source: Tensor,
         target: Tensor,
-        next_dilation: int | None,
+        following: nn.Conv2d | None,
         skip: Tensor | None = None,
         positive: bool = True,
     ) -> Tensor:
         """`ReLU(CRA(convolution(source)))` into `target` or a plane of its own; for `skip` see `Kernel.convolve`."""
         kernel = self.weights.scaled(convolution, self._attend(convolution, attention))
-        self._begin(next_dilation)
-        if isinstance(kernel, NativeKernel):
-            # all in one pass: tiles are rows a dilation apart, and would reach far beyond a low strip; what skips may
-            # lie where the sum goes, as each pixel is read before it is written
-            beside = None if skip is None else self._channels_first(skip)
-            kernel.convolve(self._channels_first(source), beside, target, self._see_rectangles())
-            return target
+        self._begin(following)
         for strip in self.strips:
             rows, padding = self._around(source, strip, kernel.dilation)
             beside = None if skip is None else self._channels_first(strip.of(skip))
@@ -234,10 +212,13 @@ class FusedForward:
         """What attention scales a convolution by, (C,)."""
         if attention is None:
             return None
-        pooled = self._pool_of(self._means_of(*self.weights.means(convolution)))
-        if self.insistence is not None:
-            pooled = self.insistence(pooled)
-        return cast(Tensor, attention(pooled.view(1, -1, 1, 1))).view(-1)
+        vector = self._vector_of(self._means_of(*self.weights.means(convolution)))
+        return cast(Tensor, attention(vector.view(1, -1, 1, 1))).view(-1)
+
+    def _vector_of(self, means: Tensor) -> Tensor:
+        """What attention looks at, (C,), of what each core has on average, (N, C)."""
+        pooled = self._pool_of(means)
+        return pooled if self.insistence is None else self.insistence(pooled)
 
     def _pool_of(self, means: Tensor) -> Tensor:
         """What the picture has, (C,), of what each core has on average, (N, C)."""
@@ -246,13 +227,9 @@ class FusedForward:
 
     def _project(self, features: Tensor) -> None:
         """What the next estimate adds to the rainy image."""
-        kernel = self.weights.project
-        if isinstance(kernel, NativeProjection):
-            kernel.project(features, self.residual)
-            return
         for strip in self.strips:
             rows, padding = self._around(features, strip, 1)
-            residual = kernel.convolve(rows, padding)
+            residual = self.weights.project.convolve(rows, padding)
             strip.of(self.residual).copy_(residual.permute(0, 2, 3, 1)[..., :3])
 
     def _images(self, strip: Strip, low: int, high: int, dtype: torch.dtype) -> tuple[Tensor, Padding]:
@@ -276,17 +253,11 @@ class FusedForward:
     def _channels_first(self, values: Tensor) -> Tensor:
         return values.permute(0, 3, 1, 2).to(self.weights.device)
 
-    def _begin(self, dilation: int | None) -> None:
-        """Begins the sums that a convolution of this dilation will need of its input; None where none will."""
-        self._dilation = dilation if self.weights.model.config.attention else None
+    def _begin(self, following: nn.Conv2d | None) -> None:
+        """Begins the sums that a convolution will need of its input; None where none will."""
+        needed = following is not None and self.weights.model.config.attention
+        self._dilation = cast(nn.Conv2d, following).dilation[0] if needed else None
         self._columns = self._rectangles = None
-
-    def _see_rectangles(self) -> native.Rectangles | None:
-        """What is to be summed in C."""
-        if self._dilation is None:
-            return None
-        self._rectangles = torch.empty(self.count, 3, 3, self.weights.model.config.channels)
-        return native.Rectangles(self._rectangles, self._edges, self._dilation)
 
     def _collect(self, values: Tensor, strip: Strip, step: float = 1) -> None:
         """Adds a strip, (N, rows, W, C), to the sums over the rectangles that the nine taps see from the cores.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias, cast
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.model import native
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 PROJECT_CHANNELS = 8
@@ -65,87 +64,6 @@ class Kernel:
         return result
 
 
-@dataclass(frozen=True)
-class NativeKernel:
-    """A kernel as `native.convolve` takes it.
-
-    Attributes:
-        transformed: for tiles of each side, see `native.transform`.
-        scale: of the output channels, (O,).
-        bias: (O,).
-        dilation: of the convolution.
-    """
-
-    transformed: dict[int, Tensor]
-    scale: Tensor
-    bias: Tensor
-    dilation: int = 1
-
-    def scaled(self, scale: Tensor | None) -> NativeKernel:
-        """The kernel with its output channels scaled, (O,)."""
-        return self if scale is None else replace(self, scale=self.scale * scale, bias=self.bias * scale)
-
-    def convolve(
-        self, features: Tensor, skip: Tensor | None, out: Tensor, rectangles: native.Rectangles | None
-    ) -> None:
-        """`ReLU(ReLU(convolution) + skip)` of (N, I, H, W), at the same size: see `native.convolve`."""
-        kernel = self._for(*features.shape[2:]), self.scale, self.bias
-        native.convolve(features, *kernel, self.dilation, True, skip, out, rectangles)
-
-    def recur(
-        self,
-        features: Tensor,
-        state: Tensor | None,
-        cell: Tensor,
-        hidden: Tensor,
-        rectangles: native.Rectangles | None,
-    ) -> None:
-        """A step of the LSTM whose gates this is the kernel of, see `native.recur`."""
-        native.recur(features, state, self._for(*features.shape[2:]), self.bias, cell, hidden, rectangles)
-
-    def _for(self, height: int, width: int) -> Tensor:
-        """The kernel for what gives so many pixels."""
-        return self.transformed[native.choose_side(height, width, self.dilation)]
-
-
-@dataclass(frozen=True)
-class NativeEmbedding:
-    """A kernel as `native.embed` takes it.
-
-    Attributes:
-        weight: (54, O).
-        bias: (O,).
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def embed(self, rainy: Tensor, residual: Tensor, out: Tensor) -> None:
-        """Rainy image and residual, (N, H, W, 3), into (N, H, W, O)."""
-        native.embed(rainy.contiguous(), residual, self.weight, self.bias, out)
-
-
-@dataclass(frozen=True)
-class NativeProjection:
-    """A kernel as `native.project` takes it.
-
-    Attributes:
-        weight: (3, I, 3, 3).
-        bias: (3,).
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def project(self, features: Tensor, out: Tensor) -> None:
-        """A convolution of (N, H, W, I) that keeps the size, into (N, H, W, 3)."""
-        native.project(features, self.weight, self.bias, out)
-
-
-Gates: TypeAlias = NativeKernel | tuple[Kernel, Kernel]
-"""The LSTM's, see `gates_kernel` where they are computed in C, and else `split_gates`."""
-
-
 class FusedWeights:
     """The kernels of one network in the layout, precision and place that they are computed in."""
 
@@ -154,21 +72,12 @@ class FusedWeights:
         self.model, self.dtype, self.device = model, dtype, device
         # CPUs are slow in halves, but fetch and store them in half of the time
         self.computed_in = torch.float32 if (device.type, dtype) == ("cpu", torch.float16) else dtype
-        self._native: dict[nn.Conv2d, NativeKernel] = {}
         self._means: dict[nn.Conv2d, Tensor] = {}
 
-    @property
-    def are_native(self) -> bool:
-        """Whether all of them are computed in C."""
-        width = self.model.config.channels
-        return native.suits(width, width, self.device, self.computed_in)
-
     @cached_property
-    def project(self) -> Kernel | NativeProjection:
-        """Of the last convolution, for PyTorch to `PROJECT_CHANNELS`."""
+    def project(self) -> Kernel:
+        """Of the last convolution, to `PROJECT_CHANNELS`."""
         weight, bias = parameters(self.model.project)
-        if self.are_native:
-            return NativeProjection(weight, bias)
         more = PROJECT_CHANNELS - weight.shape[0]
         weight, bias = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), functional.pad(bias, (0, more))
         return self.put(weight, bias)
@@ -179,24 +88,21 @@ class FusedWeights:
         return self.dtype
 
     @cached_property
-    def embed(self) -> Kernel | NativeEmbedding:
+    def embed(self) -> Kernel:
         """See `embed_kernel`."""
-        weight, bias = embed_kernel(self.model)
-        return NativeEmbedding(lay_for_means(weight), bias) if self.are_native else self.put(weight, bias)
+        return self.put(*embed_kernel(self.model))
 
     @cached_property
-    def first_gates(self) -> Gates:
-        """Of the LSTM, at the first unit."""
+    def first_gates(self) -> tuple[Kernel, Kernel]:
+        """Of the LSTM, at the first unit: see `split_gates`."""
         return self._put_gates(first_unit=True)
 
     @cached_property
-    def gates(self) -> Gates:
+    def gates(self) -> tuple[Kernel, Kernel]:
         """Of the LSTM, at the others."""
         return self._put_gates(first_unit=False)
 
-    def _put_gates(self, first_unit: bool) -> Gates:
-        if self.are_native:
-            return self.put_native(*gates_kernel(self.model, first_unit))
+    def _put_gates(self, first_unit: bool) -> tuple[Kernel, Kernel]:
         gates, candidate = split_gates(self.model, first_unit)
         return self.put(*gates), self.put(*candidate)
 
@@ -205,15 +111,10 @@ class FusedWeights:
         return Ranging()
 
     def put(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> Kernel:
-        """A kernel, (O, I, 3, 3), and bias, (O,), for PyTorch."""
+        """A kernel, (O, I, 3, 3), and bias, (O,)."""
         layout = torch.channels_last
         weight = weight.to(self.device, self.computed_in).contiguous(memory_format=layout)
         return Kernel(weight, bias.to(self.device, self.computed_in), dilation)
-
-    def put_native(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> NativeKernel:
-        """The same to be computed in C."""
-        transformed = {side: native.transform(weight, side) for side in native.POINTS}
-        return NativeKernel(transformed, torch.ones_like(bias), bias, dilation)
 
     def means(self, convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """A convolution for means of what its taps see, (9 I, O), and its bias, (O,): see `lay_for_means`."""
@@ -222,13 +123,9 @@ class FusedWeights:
             self._means[convolution] = lay_for_means(weight)
         return self._means[convolution], bias
 
-    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel | NativeKernel:
+    def scaled(self, convolution: nn.Conv2d, scale: Tensor | None) -> Kernel:
         """The kernel of a convolution with attention's scale folded in, (C,), if any."""
         (weight, bias), dilation = parameters(convolution), convolution.dilation[0]
-        if self.are_native:
-            if convolution not in self._native:
-                self._native[convolution] = self.put_native(weight, bias, dilation)
-            return self._native[convolution].scaled(scale)
         if scale is not None:
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
         return self.put(weight, bias, dilation)

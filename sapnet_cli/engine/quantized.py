@@ -269,9 +269,9 @@ class QuantizedForward(FusedForward):
         pictures = shape[0] if self.whole else 1  # of a strip
         self._cached_rows = max(1, CACHED_VALUES // (pictures * shape[2] * shape[3]))
 
-    def _remember(self, first_unit: bool, dilation: int) -> None:
+    def _remember(self, first_unit: bool, following: nn.Conv2d) -> None:
         """As that of the base. Leaves the hidden state in bytes, for convolutions, and halved, for the first skip."""
-        self._begin(dilation)
+        self._begin(following)
         steps = self.ranging.current.embedded / LEVELS
         embed, gates = self.weights.embed_in(steps), self.weights.gates_from(steps, first_unit)
         width = len(steps)
@@ -312,7 +312,7 @@ class QuantizedForward(FusedForward):
             torch.addcmul(_ZERO, gate_in, candidate, value=4, out=cell)
         return torch.mul(torch.sigmoid(cell).sub_(0.5), gate_out, out=strip.of(self.features))
 
-    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: int | None) -> Tensor:
+    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: nn.Conv2d | None) -> Tensor:
         """As that of the base. Takes and gives bytes; `self.features`, halved, are what skips and what is projected."""
         ranges = self.ranging.current
         step = ranges.features / LEVELS
@@ -341,7 +341,7 @@ class QuantizedForward(FusedForward):
     def _enter(self, index: int, block: DilatedResidualBlock, features: Tensor, step: float, zero: int) -> Tensor:
         """The first convolution of a block, from bytes to bytes."""
         kernel = self._kernel(block.conv1, block.attention1)
-        self._begin(block.conv2.dilation[0])
+        self._begin(block.conv2)
         inner_step, largest = self.ranging.current.inner[index] / LEVELS, 0
         for strip in self.strips:
             rows, padding = self._around(features, strip, kernel.dilation)

@@ -35,7 +35,8 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
         (O, I, 3, 3).
     """
     if native.suits(gradient.shape[1], features.shape[1], features.device, features.dtype):
-        return native.kernel_gradient(features, gradient, dilation).contiguous(memory_format=torch.channels_last)
+        found = native.kernel_gradient(_plane(features), _plane(gradient), dilation)
+        return found.contiguous(memory_format=torch.channels_last)
     inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
     offsets = (-dilation, 0, dilation)
     result = gradient.new_zeros(3, outputs, 3 * inputs)
@@ -74,7 +75,7 @@ def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -
     """
     if native.suits(weight.shape[0], weight.shape[1], weight.device, weight.dtype):
         kernel = native.transform(weight, native.choose_side(features.shape[2], features.shape[3], dilation))
-        return native.convolve(features, kernel, torch.ones_like(bias), bias, dilation)
+        return native.convolve(_plane(features), kernel, torch.ones_like(bias), bias, dilation).permute(0, 3, 1, 2)
     result = functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
     return result.contiguous(memory_format=torch.channels_last)
 
@@ -83,6 +84,11 @@ def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -
 def _(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
     result = features.new_empty(features.shape[0], weight.shape[0], *features.shape[2:])
     return result.contiguous(memory_format=torch.channels_last)
+
+
+def _plane(features: Tensor) -> Tensor:
+    """(B, C, H, W) as C takes it, (B, H, W, C), one pixel after the other."""
+    return features.permute(0, 2, 3, 1).contiguous()
 
 
 class _Convolve(torch.autograd.Function):

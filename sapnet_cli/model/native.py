@@ -1,17 +1,18 @@
-"""3x3 convolutions and an LSTM's step in float32, in C, where it is compiled: see `compiled.py`.
-
-Features lie in float32 or in float16, which takes half of the time that they are waited for; sums are float32.
+"""The network's layers in C, where it is compiled: see `compiled.py`.
 
 PyTorch's convolutions run at the peak of such a CPU, so that nothing but fewer multiplications makes them faster. These
 need a quarter of them or fewer, by Winograd's F(4x4, 3x3) or F(6x6, 3x3), take a third of the time, and round to the
 fifth digit.
+
+Planes of features are (N, H, W, C), one pixel after the other, in float32, or in float16, which takes half of the time
+that they are waited for. All that is computed is float32.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -25,20 +26,11 @@ POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0
 SMALL, LARGE = POINTS
 """Sides of the tiles, whose pixels lie a dilation apart."""
 
-FEATURES = torch.float32, torch.float16
-"""What features lie in."""
+PLANES = torch.float32, torch.float16
+"""What planes may be of."""
 
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
-
-
-class Sums(ctypes.Structure):
-    """Those of `c/sums.c`."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("plane", "columns", "rectangles", "cores")),
-        *((name, ctypes.c_long) for name in ("count", "height", "width", "channels", "dilation", "parts", "halves")),
-    )
 
 
 class Convolution(ctypes.Structure):
@@ -62,35 +54,50 @@ class Embedding(ctypes.Structure):
     )
 
 
+class Pooling(ctypes.Structure):
+    """That of `c/attention.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("plane", "columns", "cores", "kernel", "bias", "means")),
+        *((name, ctypes.c_long) for name in ("count", "height", "width", "channels", "outputs", "dilation")),
+        *((name, ctypes.c_long) for name in ("parts", "halves")),
+    )
+
+
+class Attention(ctypes.Structure):
+    """That of `c/attention.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("pooled", "direct", "squeeze", "expand", "bias")),
+        *((name, ctypes.c_void_p) for name in ("scale", "scaled_bias")),
+        *((name, ctypes.c_long) for name in ("channels", "squeezed")),
+    )
+
+
 @dataclass(frozen=True)
-class Rectangles:
-    """Those of what is computed that the nine taps of a convolution to come see.
+class Pooled:
+    """What is to be known of what is computed: the means of what a convolution to come, of it, will give.
 
     Attributes:
-        means: where the sums over them go, over the area of the core, (N, 3, 3, C). They depend on how many threads
-            there are.
-        cores: of each picture what that convolution is asked for, first row and end, first column and end, (N, 4),
-            int64.
-        dilation: of that convolution.
+        means: where they go, (N, O). They depend on how many threads there are.
+        cores: of each picture what they are over, first row and end, first column and end, (N, 4), int64.
+        kernel: of that convolution, (9 C, O): rows, columns and input channels, one after the other.
+        bias: of it, (O,).
+        dilation: of it.
     """
 
     means: Tensor
     cores: Tensor
+    kernel: Tensor
+    bias: Tensor
     dilation: int
 
 
 def suits(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a convolution of so many channels can be computed so, here, by `convolve`."""
-    return suits_image(inputs, device, dtype) and outputs % outputs_together() == 0
-
-
-def suits_image(inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """The same of one to an image, by `project`."""
-    return (
-        (device.type, dtype) == ("cpu", torch.float32)
-        and compiled.is_available()
-        and inputs % compiled.program().lanes == 0
-    )
+    """Whether a convolution of so many channels can be computed here, in a dtype."""
+    if (device.type, dtype) != ("cpu", torch.float32) or not compiled.is_available():
+        return False
+    return inputs % compiled.program().lanes == 0 and outputs % outputs_together() == 0
 
 
 def outputs_together() -> int:
@@ -119,7 +126,7 @@ def transform(weight: Tensor, side: int) -> Tensor:
 
 
 def convolve(
-    features: Tensor,
+    source: Tensor,
     transformed: Tensor,
     scale: Tensor,
     bias: Tensor,
@@ -127,107 +134,90 @@ def convolve(
     relu: bool = False,
     skip: Tensor | None = None,
     out: Tensor | None = None,
-    rectangles: Rectangles | None = None,
+    pooled: Pooled | None = None,
 ) -> Tensor:
     """`scale * convolution + bias`, and `skip` if there is one: `ReLU(ReLU(that) + skip)`, or neither.
 
     Args:
-        features: (N, I, H, W), one of `FEATURES`, channels last; else they are copied.
+        source: a plane of I channels.
         transformed: by `transform`, of as many inputs, for tiles of any side.
         scale: of each output channel, (O,).
         bias: (O,).
         dilation: of the kernel, and rows and columns of zeros beyond each edge.
         relu: whether there is one before and after the sum.
-        skip: as what comes out.
-        out: where it goes, if there is a place, (N, H, W, O), of the kind of the features, one pixel after the
-            other; it may be that of `skip`.
-        rectangles: of what comes out that are to be summed, if any.
+        skip: a plane like what comes out.
+        out: where it goes, if there is a place, a plane like the source, of O channels; it may be that of `skip`.
+        pooled: what is to be known of it, if anything.
 
     Returns:
-        (N, O, H, W), channels last.
+        A plane of O channels.
 
     Raises:
         MemoryError: there is none for a few tiles.
-        ValueError: `skip` or `out` is of another shape or kind, or `out` in pieces.
+        ValueError: a plane is of another shape or kind than it should be, or in pieces.
     """
-    source = _channels_last(features)
     target = source.new_empty(*source.shape[:3], len(bias)) if out is None else out
-    _check_place(target, (*source.shape[:3], len(bias)), source.dtype)
+    _check_plane(source, source.shape)
+    for plane in (target,) if skip is None else (target, skip):
+        _check_plane(plane, (*source.shape[:3], len(bias)), source.dtype)
+    job = _begin(source, transformed, len(bias), dilation, math.isqrt(len(transformed)) - 2)
+    scale, bias = scale.contiguous(), bias.contiguous()
+    job.scale, job.bias, job.target, job.relu = scale.data_ptr(), bias.data_ptr(), target.data_ptr(), relu
     if skip is not None:
-        skip = _channels_last(skip)
-        _check_place(skip, target.shape, source.dtype)
-    arrays = _Arrays(source, transformed, target, scale=scale.contiguous(), bias=bias.contiguous(), skip=skip)
-    _convolve(arrays, rectangles, len(bias), dilation, relu)
-    return target.permute(0, 3, 1, 2)
+        job.skip = skip.data_ptr()
+    _convolve(job, target, pooled)
+    return target
 
 
 def recur(
-    features: Tensor,
+    source: Tensor,
     state: Tensor | None,
     transformed: Tensor,
     bias: Tensor,
     cell: Tensor,
     hidden: Tensor,
-    rectangles: Rectangles | None = None,
+    pooled: Pooled | None = None,
 ) -> None:
     """A step of the ConvLSTM (PReNet, eq. 4), into `cell` and `hidden`.
 
     Args:
-        features: (N, I, H, W), one of `FEATURES`, as are the others, channels last; else they are copied.
-        state: the hidden state before, (N, H, W, C), or None at the first step, which has none and nothing to forget.
+        source: a plane of features, of I channels.
+        state: the hidden state before, one of C, or None at the first step, which has none and nothing to forget.
         transformed: the kernel of the gates, by `transform`, of features and state: input, candidate, output and,
             where there is a state, forget.
         bias: of the gates, (4 C,) or (3 C,).
-        cell: the cell state, (N, H, W, C), which a state goes into and comes out of.
+        cell: the cell state, a plane of C channels, which a state goes into and comes out of.
         hidden: where the hidden state goes, in the same way; not where it was.
-        rectangles: of the hidden state that are to be summed, if any.
+        pooled: what is to be known of it, if anything.
 
     Raises:
         MemoryError: there is none for a few tiles.
-        ValueError: a place is of another shape or kind, or in pieces, or I or C is no multiple of a vector's lanes.
+        ValueError: a plane is of another shape or kind, or in pieces, or I or C is no multiple of a vector's lanes.
     """
-    source = _channels_last(features)
-    shape = (*source.shape[:3], len(bias) // (3 if state is None else 4))
-    lanes = compiled.program().lanes
-    if source.shape[3] % lanes or shape[3] % lanes:
-        raise ValueError(f"{source.shape[3]} and {shape[3]} channels are not all multiples of {lanes}")
-    for place in (cell, hidden, *(() if state is None else (state,))):
-        _check_place(place, shape, source.dtype)
-    arrays = _Arrays(source, transformed, hidden, state=state, bias=bias.contiguous(), cell=cell)
-    _convolve(arrays, rectangles, len(bias))
+    channels, lanes = len(bias) // (3 if state is None else 4), compiled.program().lanes
+    if source.shape[3] % lanes or channels % lanes:
+        raise ValueError(f"{source.shape[3]} and {channels} channels are not all multiples of {lanes}")
+    _check_plane(source, source.shape)
+    for plane in (cell, hidden) if state is None else (cell, hidden, state):
+        _check_plane(plane, (*source.shape[:3], channels), source.dtype)
+    job = _begin(source, transformed, len(bias), 1, math.isqrt(len(transformed)) - 2)
+    bias = bias.contiguous()
+    job.bias, job.target, job.cell = bias.data_ptr(), hidden.data_ptr(), cell.data_ptr()
+    if state is not None:
+        job.state, job.inputs = state.data_ptr(), source.shape[3] + channels
+    _convolve(job, hidden, pooled)
 
 
-def project(features: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    """A 3x3 convolution that keeps the size, to three channels, as it is: what it gives is little.
-
-    Args:
-        features: (N, H, W, I), one of `FEATURES`, one pixel after the other; else they are copied. I is a multiple of a
-            vector's lanes.
-        weight: (3, I, 3, 3).
-        bias: (3,).
-        out: where it goes, (N, H, W, 3), float32, one pixel after the other.
-
-    Raises:
-        MemoryError: there is none.
-        ValueError: features or `out` are of another shape, or `out` is in pieces.
-    """
-    source = features.contiguous()
-    _check_place(source, (*out.shape[:3], weight.shape[1]), source.dtype)
-    _check_place(out, (*source.shape[:3], 3))
-    arrays = _Arrays(source, weight.permute(2, 3, 0, 1).contiguous(), out, bias=bias.contiguous())
-    _run("sapnet_project", arrays, 3, 1, SMALL)
-
-
-def embed(rainy: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+def embed(rainy: Tensor, residual: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
     """A 3x3 convolution that keeps the size, of two images, and a ReLU.
 
     Args:
         rainy: (N, H, W, 3), uint8, or float32 in [0, 1].
         residual: (N, H, W, 3), float32.
-        weight: of the rainy image in 255ths and the residual, (54, O): rows, columns and channels, one after the other.
+        kernel: of the rainy image in 255ths and the residual, (54, O): rows, columns and channels, one after the other.
             O is a multiple of `outputs_together()`.
         bias: (O,).
-        out: where it goes, (N, H, W, O), one of `FEATURES`, one pixel after the other.
+        out: where it goes, a plane of O channels.
 
     Raises:
         MemoryError: there is none for a few rows.
@@ -236,24 +226,74 @@ def embed(rainy: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, out: Te
     shape, outputs = residual.shape[:3], len(bias)
     if outputs % outputs_together():
         raise ValueError(f"{outputs} channels are no multiple of {outputs_together()}")
-    _check_place(rainy, (*shape, 3), torch.uint8 if rainy.dtype == torch.uint8 else torch.float32)
-    _check_place(residual, (*shape, 3))
-    _check_place(weight, (54, outputs))
-    _check_place(bias, (outputs,))
-    _check_place(out, (*shape, outputs), _feature_kind(out))
-    job = Embedding(*(array.data_ptr() for array in (rainy, residual, weight, bias, out)), *shape, outputs)
+    _check(rainy, (*shape, 3), torch.uint8 if rainy.dtype == torch.uint8 else torch.float32)
+    _check(residual, (*shape, 3))
+    _check(kernel, (54, outputs))
+    _check(bias, (outputs,))
+    _check_plane(out, (*shape, outputs))
+    job = Embedding(*(array.data_ptr() for array in (rainy, residual, kernel, bias, out)), *shape, outputs)
     job.bytes, job.halves = rainy.dtype == torch.uint8, out.dtype == torch.float16
-    compiled.program().run("sapnet_embed", ctypes.addressof(job))
-    if job.failed:
-        raise MemoryError("out of memory")
+    _run("sapnet_embed", job)
 
 
-def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
+def project(source: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """A 3x3 convolution that keeps the size, to three channels, as it is: what it gives is little.
+
+    Args:
+        source: a plane of I channels, a multiple of a vector's lanes.
+        weight: (3, I, 3, 3).
+        bias: (3,).
+        out: where it goes, (N, H, W, 3), float32.
+
+    Raises:
+        MemoryError: there is none.
+        ValueError: the plane or `out` is of another shape or kind, or in pieces.
+    """
+    _check_plane(source, (*out.shape[:3], weight.shape[1]))
+    _check(out, (*source.shape[:3], 3))
+    kernel, bias = weight.permute(2, 3, 0, 1).contiguous(), bias.contiguous()
+    job = _begin(source, kernel, 3, 1, SMALL)
+    job.bias, job.target = bias.data_ptr(), out.data_ptr()
+    _run("sapnet_project", job)
+
+
+def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Channel residual attention (paper, section 3.2).
+
+    Args:
+        pooled: the features' vector, (C,), of a multiple of a vector's lanes.
+        direct: A, transposed, (C, C).
+        squeeze: D1, (R, C).
+        expand: D2, transposed, (R, C).
+        bias: of the convolution that it scales, (C,).
+
+    Returns:
+        What it scales the convolution by, (C,), and its bias, scaled.
+
+    Raises:
+        ValueError: one of them is of another shape or kind, or in pieces.
+    """
+    channels, squeezed = len(pooled), len(squeeze)
+    if channels % compiled.program().lanes:
+        raise ValueError(f"{channels} channels are no multiple of {compiled.program().lanes}")
+    arrays = {(channels,): (pooled, bias), (channels, channels): (direct,), (squeezed, channels): (squeeze, expand)}
+    for shape, each in arrays.items():
+        for array in each:
+            _check(array, shape)
+    result = pooled.new_empty(2, channels)
+    scale, scaled_bias = result.unbind()
+    given = (pooled, direct, squeeze, expand, bias, scale, scaled_bias)
+    job = Attention(*(array.data_ptr() for array in given), channels, squeezed)
+    compiled.program().call("sapnet_attend", ctypes.addressof(job))
+    return scale, scaled_bias
+
+
+def kernel_gradient(source: Tensor, gradient: Tensor, dilation: int) -> Tensor:
     """The gradient of the kernel of a convolution that keeps the size. It depends on how many threads there are.
 
     Args:
-        features: what the convolution read, (N, I, H, W), float32.
-        gradient: of what it gave, (N, O, H, W).
+        source: what the convolution read, a plane of I channels, float32.
+        gradient: of what it gave, one of O.
         dilation: of the convolution, and its padding.
 
     Returns:
@@ -261,72 +301,53 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
 
     Raises:
         MemoryError: there is none for a few tiles.
+        ValueError: a plane is of another shape or kind, or in pieces.
     """
-    inputs, outputs, parts = features.shape[1], gradient.shape[1], torch.get_num_threads()
-    side, together = choose_side(features.shape[2], features.shape[3], dilation), outputs_together()
-    source, wanted = _channels_last(features), _channels_last(gradient)
+    inputs, outputs, parts = source.shape[3], gradient.shape[3], torch.get_num_threads()
+    _check_plane(source, source.shape, torch.float32)
+    _check_plane(gradient, (*source.shape[:3], outputs), torch.float32)
+    side, together = choose_side(source.shape[1], source.shape[2], dilation), outputs_together()
     sums = source.new_zeros(parts, len(_places(side)), outputs // together, inputs, together)
-    _run("sapnet_kernel_gradient", _Arrays(source, sums, wanted), outputs, dilation, side, parts=parts)
+    job = _begin(source, sums, outputs, dilation, side)
+    job.target, job.parts = gradient.data_ptr(), parts
+    _run("sapnet_kernel_gradient", job)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
     return (placed.t() @ _places(side).float()).view(outputs, inputs, 3, 3)
 
 
-@dataclass(frozen=True)
-class _Arrays:
-    """What a `Convolution` points to."""
-
-    source: Tensor
-    kernel: Tensor
-    target: Tensor
-    state: Tensor | None = None
-    scale: Tensor | None = None
-    bias: Tensor | None = None
-    skip: Tensor | None = None
-    cell: Tensor | None = None
-    sums: Tensor | None = None
+def _begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int, side: int) -> Convolution:
+    """What all convolutions have."""
+    job = Convolution(source=source.data_ptr(), kernel=kernel.data_ptr(), outputs=outputs, dilation=dilation, side=side)
+    job.count, job.height, job.width, job.own = source.shape
+    job.inputs, job.halves = job.own, source.dtype == torch.float16
+    return job
 
 
-def _convolve(
-    arrays: _Arrays,
-    rectangles: Rectangles | None,
-    outputs: int,
-    dilation: int = 1,
-    relu: bool = False,
-) -> None:
-    """Runs a convolution, and sums what it gives."""
-    count, height, width, channels = arrays.target.shape
-    parts = PARTS * torch.get_num_threads()
-    sums = None
-    if rectangles is not None:
-        _check_place(rectangles.means, (count, 3, 3, channels))
-        _check_place(rectangles.cores, (count, 4), torch.int64)
-        sums = rectangles.means.new_empty(parts, count, width, channels)
-    side = math.isqrt(len(arrays.kernel)) - 2
-    _run("sapnet_convolve", replace(arrays, sums=sums), outputs, dilation, side, relu, parts)
-    if rectangles is None or sums is None:
+def _convolve(job: Convolution, target: Tensor, pooled: Pooled | None) -> None:
+    """Runs a convolution, and pools what it gives."""
+    if pooled is None:
+        _run("sapnet_convolve", job)
         return
-    places = (arrays.target, sums, rectangles.means, rectangles.cores)
-    job = Sums(*(place.data_ptr() for place in places), count, height, width, channels, rectangles.dilation, parts)
-    job.halves = arrays.target.dtype == torch.float16
-    compiled.program().call("sapnet_sum", ctypes.addressof(job))
+    count, height, width, channels = target.shape
+    outputs = len(pooled.bias)
+    _check(pooled.means, (count, outputs))
+    _check(pooled.cores, (count, 4), torch.int64)
+    _check(pooled.kernel, (9 * channels, outputs))
+    _check(pooled.bias, (outputs,))
+    if outputs % compiled.program().lanes:
+        raise ValueError(f"{outputs} channels are no multiple of {compiled.program().lanes}")
+    job.parts = PARTS * torch.get_num_threads()
+    sums = pooled.means.new_empty(job.parts, count, width, channels)
+    job.sums = sums.data_ptr()
+    _run("sapnet_convolve", job)
+    arrays = (target, sums, pooled.cores, pooled.kernel, pooled.bias, pooled.means)
+    pooling = Pooling(*(array.data_ptr() for array in arrays), count, height, width, channels, outputs, pooled.dilation)
+    pooling.parts, pooling.halves = job.parts, job.halves
+    compiled.program().call("sapnet_pool", ctypes.addressof(pooling))
 
 
-def _run(
-    function: str,
-    arrays: _Arrays,
-    outputs: int,
-    dilation: int,
-    side: int,
-    relu: bool = False,
-    parts: int = 0,
-) -> None:
-    """One function in C."""
-    job = Convolution(outputs=outputs, dilation=dilation, side=side, relu=relu, parts=parts)
-    job.halves = _feature_kind(arrays.source) == torch.float16
-    job.count, job.height, job.width, job.own = arrays.source.shape
-    job.inputs = job.own + (0 if arrays.state is None else arrays.state.shape[3])
-    for name, array in vars(arrays).items():
-        setattr(job, name, None if array is None else array.data_ptr())
+def _run(function: str, job: Convolution | Embedding) -> None:
+    """One function in C, on all threads."""
     compiled.program().run(function, ctypes.addressof(job))
     if job.failed:
         raise MemoryError("out of memory")
@@ -338,21 +359,19 @@ def _tiles_along(side: int, length: int, dilation: int) -> int:
     return rounds * dilation + min(rest, dilation)
 
 
-def _channels_last(features: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, H, W, C) that lies one after the other."""
-    return features.permute(0, 2, 3, 1).contiguous()
+def _check_plane(plane: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """The same of a plane, of a kind or of any."""
+    if plane.dtype not in PLANES:
+        raise ValueError(f"a plane is of {plane.dtype}")
+    _check(plane, shape, dtype or plane.dtype)
 
 
-def _feature_kind(features: Tensor) -> torch.dtype:
-    if features.dtype not in FEATURES:
-        raise ValueError(f"features are {features.dtype}")
-    return features.dtype
-
-
-def _check_place(place: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+def _check(array: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
     """C writes and reads wherever it is told to."""
-    if place.shape != shape or not place.is_contiguous() or place.dtype != dtype:
-        raise ValueError(f"a place for {shape} is {place.dtype} of {tuple(place.shape)}, or in pieces")
+    if array.shape != shape or not array.is_contiguous() or array.dtype != dtype:
+        raise ValueError(
+            f"what is to be {dtype} of {tuple(shape)} is {array.dtype} of {tuple(array.shape)}, or in pieces"
+        )
 
 
 @cache

@@ -71,6 +71,19 @@ static inline Vector times(float x, Vector y) { return mul(all(x), y); }
 static inline Vector plus(float x, Vector y, Vector z) { return product_plus(all(x), y, z); }
 static inline Vector minus(float x, Vector y, Vector z) { return less_product(all(x), y, z); }
 
+/* e to the -x, for an x that is brought so near to zero that two of these can be multiplied: two to a whole number times
+   a polynomial, the best of its degree, off by 2e-9. What is no number stays none. */
+static inline Vector decay(Vector x) {
+    static const float series[] = {1.5345812e-4f, -1.3399931e-3f, 9.618489e-3f, -5.5503288e-2f, 2.4022647e-1f, -6.9314721e-1f, 1};
+    static const float log2 = 1.44269504f; /* of e */
+    Vector bound = larger(all(-43), smaller(all(43), x)), whole = nearest(times(-log2, bound));
+    Vector rest = plus(log2, bound, whole), sum = all(series[0]);
+    for (int term = 1; term < 7; term++) sum = product_plus(sum, rest, all(series[term]));
+    return by_power(sum, whole);
+}
+
+static inline Vector sigmoid(Vector x) { return over(all(1), add(all(1), decay(x))); }
+
 /* Of a plane of features, which are floats, or halves that are computed with as floats. */
 INLINE Vector load_features(const int halves, const void *plane, long first) {
     return halves ? load_halves((const short *)plane + first) : load((const float *)plane + first);

@@ -1,0 +1,128 @@
+"""The fused network in C, where it is compiled: see `model/native.py`.
+
+All rows go in one pass, not in strips: tiles are rows a dilation apart, and would reach far beyond a low strip.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sapnet_cli.engine.fused import FusedForward
+from sapnet_cli.engine.kernels import (
+    FusedWeights,
+    embed_kernel,
+    gates_kernel,
+    lay_for_means,
+    parameters,
+    residual_blocks,
+)
+from sapnet_cli.engine.planes import Room
+from sapnet_cli.model import native
+from sapnet_cli.model.sapnet import ChannelResidualAttention, SAPNet
+
+
+class NativeKernel:
+    """A convolution as `native.convolve` takes it, or the gates of an LSTM as `native.recur` does.
+
+    Attributes:
+        bias: (O,).
+        dilation: of the convolution.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> None:
+        """Takes a kernel, (O, I, 3, 3)."""
+        self.bias, self.dilation = bias, dilation
+        self._transformed = {side: native.transform(weight, side) for side in native.POINTS}
+
+    def transformed(self, plane: Tensor) -> Tensor:
+        """For tiles of the side that takes least time by a plane of this size, (N, H, W, C)."""
+        return self._transformed[native.choose_side(plane.shape[1], plane.shape[2], self.dilation)]
+
+
+class NativeWeights(FusedWeights):
+    """The kernels of one network as C takes them; `dtype` is what planes are of."""
+
+    def __init__(self, model: SAPNet, dtype: torch.dtype, device: torch.device) -> None:
+        """Takes a network in float32 that is computed so: see `is_native`."""
+        super().__init__(model, dtype, device)
+        weight, bias = embed_kernel(model)
+        self.embedding = lay_for_means(weight), bias
+        self.first_step, self.step = (NativeKernel(*gates_kernel(model, first_unit)) for first_unit in (True, False))
+        self.projection = parameters(model.project)
+        self.convolutions: dict[nn.Conv2d, NativeKernel] = {}
+        self.attention: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}
+        for block in residual_blocks(model):
+            for convolution, attention in ((block.conv1, block.attention1), (block.conv2, block.attention2)):
+                self.convolutions[convolution] = NativeKernel(*parameters(convolution), convolution.dilation[0])
+                if attention is not None:
+                    self.attention[attention] = lay_attention(attention)
+
+
+def is_native(model: SAPNet, device: torch.device, precision: torch.dtype) -> bool:
+    """Whether all of a network can be computed so, here, and is to be."""
+    width = model.config.channels
+    return precision in native.PLANES and native.suits(width, width, device, torch.float32)
+
+
+def lay_attention(attention: ChannelResidualAttention) -> tuple[Tensor, Tensor, Tensor]:
+    """Its matrices as `native.attend` takes them."""
+    direct, squeeze, expand = (
+        layer.weight.detach().flatten(1) for layer in (attention.direct, attention.squeeze, attention.expand)
+    )
+    return direct.t().contiguous(), squeeze.contiguous(), expand.t().contiguous()
+
+
+class NativeForward(FusedForward):
+    """A `FusedForward` in C."""
+
+    weights: NativeWeights
+    _pooled: native.Pooled | None
+
+    def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
+        self.hidden, self.spare, self.cell, self.inner = (room.take(shape, self.weights.dtype) for _ in range(4))
+
+    def _begin(self, following: nn.Conv2d | None) -> None:
+        self._pooled = None
+        if following is not None and self.weights.model.config.attention:
+            means = torch.empty(self.count, self.weights.model.config.channels)
+            kernel = *self.weights.means(following), following.dilation[0]
+            self._pooled = native.Pooled(means, self._edges, *kernel)
+
+    def _remember(self, first_unit: bool, following: nn.Conv2d) -> None:
+        self._begin(following)
+        native.embed(self.rainy, self.residual, *self.weights.embedding, self.inner)
+        kernel = self.weights.first_step if first_unit else self.weights.step
+        state, gates = None if first_unit else self.hidden, (kernel.transformed(self.inner), kernel.bias)
+        # not over the old state, whose neighbours still need it
+        native.recur(self.inner, state, *gates, self.cell, self.spare, self._pooled)
+        self.hidden, self.spare = self.spare, self.hidden
+
+    def _convolve(
+        self,
+        convolution: nn.Conv2d,
+        attention: nn.Module | None,
+        source: Tensor,
+        target: Tensor,
+        following: nn.Conv2d | None,
+        skip: Tensor | None = None,
+        positive: bool = True,
+    ) -> Tensor:
+        kernel = self.weights.convolutions[convolution]
+        scale, bias = self._scaled(kernel.bias, attention)
+        self._begin(following)
+        # what skips may lie in the target, as each pixel is read before it is written
+        kernel_in = kernel.transformed(source), scale, bias, kernel.dilation
+        return native.convolve(source, *kernel_in, relu=True, skip=skip, out=target, pooled=self._pooled)
+
+    def _scaled(self, bias: Tensor, attention: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """What attention scales a convolution by, (C,), and its bias, scaled."""
+        if attention is None:
+            return torch.ones_like(bias), bias
+        vector = self._vector_of(cast(native.Pooled, self._pooled).means)
+        return native.attend(vector, *self.weights.attention[attention], bias)
+
+    def _project(self, features: Tensor) -> None:
+        native.project(features, *self.weights.projection, self.residual)
