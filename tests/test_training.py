@@ -325,6 +325,8 @@ def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(pairs: Path, tmp_
     killed = command(*small_run(pairs, tmp_path / "killed", start, 200), "--save-every", 0)
     process = subprocess.Popen(killed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     wait_for(tmp_path / "killed" / "last.ckpt", process)
+    beside = invoke("train", "-o", tmp_path / "killed", "--resume", code=2)
+    assert "another sapnet train is at work there" in beside.stderr
     process.kill()
     process.communicate()
     assert not (tmp_path / "killed" / "final.safetensors").exists()

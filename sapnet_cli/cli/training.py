@@ -64,6 +64,8 @@ def run_training(
 
     def start() -> tuple[Plan, dict[str, Any] | None]:
         if resume and folder.was_begun:
+            if not dry_run:
+                folder.claim()
             return plan_resumed(folder, changes), folder.load() if folder.holds_run else None
         if resume and not (changes.data.get("data") or changes.data.get("clean")):
             raise UsageError(f"{output} holds no run to go on with; name its folder with --output")

@@ -22,6 +22,11 @@ from sapnet_cli.files import write_atomically
 from sapnet_cli.model.checkpoint import save_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -45,6 +50,7 @@ class RunFolder:
     def __init__(self, path: Path, keep: int = 3) -> None:
         self.path, self.keep = path, keep
         self._events: SummaryWriter | None = None
+        self._claim: int | None = None
 
     @property
     def was_begun(self) -> bool:
@@ -56,10 +62,35 @@ class RunFolder:
         """Whether there is a checkpoint to go on from."""
         return (self.path / LAST).exists()
 
+    def claim(self) -> None:
+        """Keeps other processes out, where the system can, until `close`, or until this one ends, however it does.
+
+        Raises:
+            UsageError: another process is at work here.
+        """
+        if fcntl is None or self._claim is not None:
+            return
+        claim = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(claim)
+            raise UsageError(f"{self.path}: another sapnet train is at work there; wait for it, or end it") from error
+        except OSError:  # a file system without locks
+            os.close(claim)
+            return
+        self._claim = claim
+
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder, where it is not there, and writes down the configuration."""
+        """Makes the folder, where it is not there, and writes down the configuration.
+
+        Raises:
+            UsageError: another process is at work here, or a file lies in its place.
+            SapnetError: it cannot be written.
+        """
         with _clear_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            self.claim()
             write_atomically(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
             (self.path / METRICS).touch()
 
@@ -151,9 +182,12 @@ class RunFolder:
             write_atomically((self.path / name).with_suffix(".md"), card)
 
     def close(self) -> None:
-        """Ends the TensorBoard events."""
+        """Ends the TensorBoard events, and lets others in."""
         if self._events is not None:
             self._events.close()
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def _writer(self, iteration: int) -> SummaryWriter:
         if self._events is None:
