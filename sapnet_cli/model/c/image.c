@@ -7,11 +7,11 @@
 #include "vectors.h"
 
 enum {
-    COLOURS = 3,                /* of an image */
-    PIXELS = 4,                 /* that are given at once: with a sum for each colour all registers of AVX2 are in use */
-    SEEN = 2 * COLOURS,         /* channels of two images */
+    COLOURS = 3,        /* of an image */
+    PIXELS = 4,         /* that are given at once: with a sum for each colour all registers of AVX2 are in use */
+    SEEN = 2 * COLOURS, /* channels of two images */
     AT_ONCE = REGISTERS * 3 / 8, /* pixels that are embedded at once: two vectors of channels of each take most registers */
-    SOME_ROWS = 8               /* that a thread embeds at once, as it lays out those that they see */
+    SOME_ROWS = 8       /* that a thread embeds at once, as it lays out those that they see */
 };
 
 /* What the threads of an embedding share; `Embedding` of `native.py` has the same fields. */
@@ -22,7 +22,7 @@ typedef struct {
     void *target;                     /* (count, height, width, outputs) */
     long count, height, width, outputs;
     long bytes, halves;               /* whether the rainy image is of bytes, and the target of halves */
-    long next;                        /* rows that no thread has taken yet */
+    long next;                        /* of some rows each, that no thread has taken yet */
     long failed;                      /* a thread had no memory */
 } Embedding;
 
