@@ -58,9 +58,10 @@ class Pooling(ctypes.Structure):
     """That of `c/attention.c`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("plane", "columns", "cores", "kernel", "bias", "means")),
-        *((name, ctypes.c_long) for name in ("count", "height", "width", "channels", "outputs", "dilation")),
-        *((name, ctypes.c_long) for name in ("parts", "halves")),
+        *((name, ctypes.c_void_p) for name in ("plane", "parts", "columns", "cores", "kernel", "bias")),
+        *((name, ctypes.c_void_p) for name in ("rectangle", "means")),
+        *((name, ctypes.c_long) for name in ("number", "count", "height", "width", "channels", "outputs", "dilation")),
+        *((name, ctypes.c_long) for name in ("halves", "next", "done")),
     )
 
 
@@ -337,13 +338,14 @@ def _convolve(job: Convolution, target: Tensor, pooled: Pooled | None) -> None:
     if outputs % compiled.program().lanes:
         raise ValueError(f"{outputs} channels are no multiple of {compiled.program().lanes}")
     job.parts = PARTS * torch.get_num_threads()
-    sums = pooled.means.new_empty(job.parts, count, width, channels)
-    job.sums = sums.data_ptr()
+    parts, columns = (pooled.means.new_empty(number, count, width, channels) for number in (job.parts, 3))
+    rectangle = pooled.means.new_empty(channels)
+    job.sums = parts.data_ptr()
     _run("sapnet_convolve", job)
-    arrays = (target, sums, pooled.cores, pooled.kernel, pooled.bias, pooled.means)
-    pooling = Pooling(*(array.data_ptr() for array in arrays), count, height, width, channels, outputs, pooled.dilation)
-    pooling.parts, pooling.halves = job.parts, job.halves
-    compiled.program().call("sapnet_pool", ctypes.addressof(pooling))
+    arrays = (target, parts, columns, pooled.cores, pooled.kernel, pooled.bias, rectangle, pooled.means)
+    pooling = Pooling(*(array.data_ptr() for array in arrays), job.parts, count, height, width, channels, outputs)
+    pooling.dilation, pooling.halves = pooled.dilation, job.halves
+    compiled.program().run("sapnet_pool", ctypes.addressof(pooling))
 
 
 def _run(function: str, job: Convolution | Embedding) -> None:
