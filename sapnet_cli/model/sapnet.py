@@ -59,8 +59,13 @@ PRENET = SAPNetConfig(dilations=(1, 1, 1, 1, 1), attention=False)
 
 
 def global_average_pool(features: Tensor) -> Tensor:
-    """Mean over the plane, (B, C, H, W) to (B, C, 1, 1): the pool of the paper."""
-    return features.mean(dim=(2, 3), keepdim=True)
+    """Mean over the plane, (B, C, H, W) to (B, C, 1, 1): the pool of the paper.
+
+    By a sum, whose gradient takes no memory: that of a mean is a plane that is divided.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)  # which a half's sum may not fit into
+    total = features.sum(dim=(2, 3), keepdim=True, dtype=wide)
+    return (total / (features.shape[2] * features.shape[3])).to(features.dtype)
 
 
 def _split(features: Tensor, parts: int) -> list[Tensor]:

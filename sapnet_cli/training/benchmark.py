@@ -17,7 +17,7 @@ from sapnet_cli.losses.fidelity import ssim
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.losses.perceptual import VGGFeatures, perceptual_contrastive_loss
 from sapnet_cli.losses.segmentation import SegmentationNetwork, background_segmentation_loss
-from sapnet_cli.model.sapnet import ChannelResidualAttention, global_average_pool
+from sapnet_cli.model.sapnet import ChannelResidualAttention
 from sapnet_cli.training.config import TrainingConfig
 from sapnet_cli.training.learner import Learner
 from sapnet_cli.training.processes import Processes
@@ -66,7 +66,7 @@ class ReleasedNetwork(nn.Module):
                 inner = features
                 for layer in (index, index + 1):
                     inner = self.convolutions[layer](inner)
-                    inner = functional.relu(inner * self.attentions[layer](global_average_pool(inner)))
+                    inner = functional.relu(inner * self.attentions[layer](functional.adaptive_avg_pool2d(inner, 1)))
                 features = functional.relu(features + inner)
             estimate = self.project(features) + rainy
         return estimate
