@@ -67,10 +67,12 @@ class RunFolder:
 
         Raises:
             UsageError: another process is at work here.
+            SapnetError: the folder cannot be read.
         """
         if fcntl is None or self._claim is not None:
             return
-        claim = os.open(self.path, os.O_RDONLY)
+        with _clear_errors(self.path):
+            claim = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
