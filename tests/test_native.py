@@ -160,7 +160,7 @@ def means_of(values: Tensor, weight: Tensor, bias: Tensor, cores: Tensor, dilati
 
 
 @needs_native
-@pytest.mark.parametrize(("channels", "reduction"), [(32, 16), (64, 4), (32, 32)])
+@pytest.mark.parametrize(("channels", "reduction"), [(32, 16), (64, 4), (32, 32), (32, 1)])
 def test_it_is_attention(channels: int, reduction: int) -> None:
     torch.manual_seed(0)
     attention = ChannelResidualAttention(channels, reduction).requires_grad_(False)
@@ -176,6 +176,11 @@ def test_it_is_attention(channels: int, reduction: int) -> None:
     for wrong in (pooled[1:], pooled.double()):
         with pytest.raises(ValueError, match=r"is to be|no multiple"):
             native.attend(wrong, *lay_attention(attention), bias)
+    for index in range(3):
+        matrices = list(lay_attention(attention))
+        matrices[index] = matrices[index][:, 1:]
+        with pytest.raises(ValueError, match="what is to be"):
+            native.attend(pooled, *matrices, bias)
 
 
 @needs_native
@@ -278,13 +283,14 @@ def test_its_gradients(dilation: int, side: int, monkeypatch: pytest.MonkeyPatch
 def test_it_is_the_convolution_to_an_image(size: tuple[int, int]) -> None:
     seen, weight, bias = plane(2, *size, 32), features(3, 32, 3, 3, seed=1) / 17, torch.tensor([-1.0, 0.0, 2.0])
     out = torch.empty(2, *size, 3)
-    native.project(seen, weight, bias, out)
+    kernel = weight.permute(2, 3, 0, 1).contiguous()
+    native.project(seen, kernel, bias, out)
     exact = first(seen).double(), weight.double(), bias.double()
     assert torch.allclose(out.double(), last(functional.conv2d(*exact, padding=1)), atol=1e-5)
     wrong = [(seen[..., :16], out), (seen, out[:, 1:]), (seen, out.double())]
     for given, place in wrong:
         with pytest.raises(ValueError, match="what is to be"):
-            native.project(given, weight, bias, place)
+            native.project(given, kernel, bias, place)
 
 
 @needs_native
@@ -340,7 +346,7 @@ def test_halves_are_computed_in_floats(side: int, dilation: int) -> None:
 
     images = torch.empty(2, 2, 31, 26, 3)
     for source, image in zip((given, given.float()), images):
-        native.project(source, features(3, 32, 3, 3), torch.zeros(3), image)
+        native.project(source, plane(3, 3, 3, 32), torch.zeros(3), image)
     assert torch.equal(*images)
 
 

@@ -255,9 +255,9 @@ class FusedForward:
 
     def _begin(self, following: nn.Conv2d | None) -> None:
         """Begins the sums that a convolution will need of its input; None where none will."""
-        needed = following is not None and self.weights.model.config.attention
-        self._dilation = cast(nn.Conv2d, following).dilation[0] if needed else None
-        self._columns = self._rectangles = None
+        self._dilation = self._columns = self._rectangles = None
+        if following is not None and self.weights.model.config.attention:
+            self._dilation = following.dilation[0]
 
     def _collect(self, values: Tensor, strip: Strip, step: float = 1) -> None:
         """Adds a strip, (N, rows, W, C), to the sums over the rectangles that the nine taps see from the cores.

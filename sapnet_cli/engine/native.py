@@ -5,12 +5,13 @@ All rows go in one pass, not in strips: tiles are rows a dilation apart, and wou
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sapnet_cli.engine.fused import FusedForward
+from sapnet_cli.engine.fused import PLANES, FusedForward
 from sapnet_cli.engine.kernels import (
     FusedWeights,
     embed_kernel,
@@ -34,8 +35,13 @@ class NativeKernel:
 
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> None:
         """Takes a kernel, (O, I, 3, 3)."""
-        self.bias, self.dilation = bias, dilation
+        self.bias, self.dilation, self._weight = bias, dilation, weight
         self._transformed = {side: native.transform(weight, side) for side in native.POINTS}
+
+    @cached_property
+    def for_means(self) -> Tensor:
+        """See `lay_for_means`."""
+        return lay_for_means(self._weight)
 
     def transformed(self, plane: Tensor) -> Tensor:
         """For tiles of the side that takes least time by a plane of this size, (N, H, W, C)."""
@@ -51,7 +57,8 @@ class NativeWeights(FusedWeights):
         weight, bias = embed_kernel(model)
         self.embedding = lay_for_means(weight), bias
         self.first_step, self.step = (NativeKernel(*gates_kernel(model, first_unit)) for first_unit in (True, False))
-        self.projection = parameters(model.project)
+        weight, bias = parameters(model.project)
+        self.projection = weight.permute(2, 3, 0, 1).contiguous(), bias
         self.convolutions: dict[nn.Conv2d, NativeKernel] = {}
         self.attention: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}
         for block in residual_blocks(model):
@@ -82,14 +89,14 @@ class NativeForward(FusedForward):
     _pooled: native.Pooled | None
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
-        self.hidden, self.spare, self.cell, self.inner = (room.take(shape, self.weights.dtype) for _ in range(4))
+        self.hidden, self.spare, self.cell, self.inner = (room.take(shape, self.weights.dtype) for _ in range(PLANES))
 
     def _begin(self, following: nn.Conv2d | None) -> None:
         self._pooled = None
         if following is not None and self.weights.model.config.attention:
-            means = torch.empty(self.count, self.weights.model.config.channels)
-            kernel = *self.weights.means(following), following.dilation[0]
-            self._pooled = native.Pooled(means, self._edges, *kernel)
+            kernel = self.weights.convolutions[following]
+            means = torch.empty(self.count, len(kernel.bias))
+            self._pooled = native.Pooled(means, self._edges, kernel.for_means, kernel.bias, kernel.dilation)
 
     def _remember(self, first_unit: bool, following: nn.Conv2d) -> None:
         self._begin(following)

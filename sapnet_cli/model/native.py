@@ -161,12 +161,12 @@ def convolve(
     _check_plane(source, source.shape)
     for plane in (target,) if skip is None else (target, skip):
         _check_plane(plane, (*source.shape[:3], len(bias)), source.dtype)
-    job = _begin(source, transformed, len(bias), dilation, math.isqrt(len(transformed)) - 2)
+    job = _begin(source, transformed, len(bias), dilation)
     scale, bias = scale.contiguous(), bias.contiguous()
     job.scale, job.bias, job.target, job.relu = scale.data_ptr(), bias.data_ptr(), target.data_ptr(), relu
     if skip is not None:
         job.skip = skip.data_ptr()
-    _convolve(job, target, pooled)
+    _convolve(job, transformed, target, pooled)
     return target
 
 
@@ -195,18 +195,17 @@ def recur(
         MemoryError: there is none for a few tiles.
         ValueError: a plane is of another shape or kind, or in pieces, or I or C is no multiple of a vector's lanes.
     """
-    channels, lanes = len(bias) // (3 if state is None else 4), compiled.program().lanes
-    if source.shape[3] % lanes or channels % lanes:
-        raise ValueError(f"{source.shape[3]} and {channels} channels are not all multiples of {lanes}")
+    channels = len(bias) // (3 if state is None else 4)
+    _check_lanes(source.shape[3], channels)
     _check_plane(source, source.shape)
     for plane in (cell, hidden) if state is None else (cell, hidden, state):
         _check_plane(plane, (*source.shape[:3], channels), source.dtype)
-    job = _begin(source, transformed, len(bias), 1, math.isqrt(len(transformed)) - 2)
+    job = _begin(source, transformed, len(bias))
     bias = bias.contiguous()
     job.bias, job.target, job.cell = bias.data_ptr(), hidden.data_ptr(), cell.data_ptr()
     if state is not None:
         job.state, job.inputs = state.data_ptr(), source.shape[3] + channels
-    _convolve(job, hidden, pooled)
+    _convolve(job, transformed, hidden, pooled)
 
 
 def embed(rainy: Tensor, residual: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -237,23 +236,25 @@ def embed(rainy: Tensor, residual: Tensor, kernel: Tensor, bias: Tensor, out: Te
     _run("sapnet_embed", job)
 
 
-def project(source: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
     """A 3x3 convolution that keeps the size, to three channels, as it is: what it gives is little.
 
     Args:
         source: a plane of I channels, a multiple of a vector's lanes.
-        weight: (3, I, 3, 3).
+        kernel: (3, 3, 3, I): rows, columns, colours and channels.
         bias: (3,).
         out: where it goes, (N, H, W, 3), float32.
 
     Raises:
         MemoryError: there is none.
-        ValueError: the plane or `out` is of another shape or kind, or in pieces.
+        ValueError: one of them is of another shape or kind, or in pieces.
     """
-    _check_plane(source, (*out.shape[:3], weight.shape[1]))
+    _check_lanes(source.shape[3])
+    _check_plane(source, source.shape)
+    _check(kernel, (3, 3, 3, source.shape[3]))
+    _check(bias, (3,))
     _check(out, (*source.shape[:3], 3))
-    kernel, bias = weight.permute(2, 3, 0, 1).contiguous(), bias.contiguous()
-    job = _begin(source, kernel, 3, 1, SMALL)
+    job = _begin(source, kernel, 3)
     job.bias, job.target = bias.data_ptr(), out.data_ptr()
     _run("sapnet_project", job)
 
@@ -275,12 +276,12 @@ def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias
         ValueError: one of them is of another shape or kind, or in pieces.
     """
     channels, squeezed = len(pooled), len(squeeze)
-    if channels % compiled.program().lanes:
-        raise ValueError(f"{channels} channels are no multiple of {compiled.program().lanes}")
-    arrays = {(channels,): (pooled, bias), (channels, channels): (direct,), (squeezed, channels): (squeeze, expand)}
-    for shape, each in arrays.items():
-        for array in each:
-            _check(array, shape)
+    _check_lanes(channels)
+    for vector in (pooled, bias):
+        _check(vector, (channels,))
+    _check(direct, (channels, channels))
+    for matrix in (squeeze, expand):
+        _check(matrix, (squeezed, channels))
     result = pooled.new_empty(2, channels)
     scale, scaled_bias = result.unbind()
     given = (pooled, direct, squeeze, expand, bias, scale, scaled_bias)
@@ -309,23 +310,24 @@ def kernel_gradient(source: Tensor, gradient: Tensor, dilation: int) -> Tensor:
     _check_plane(gradient, (*source.shape[:3], outputs), torch.float32)
     side, together = choose_side(source.shape[1], source.shape[2], dilation), outputs_together()
     sums = source.new_zeros(parts, len(_places(side)), outputs // together, inputs, together)
-    job = _begin(source, sums, outputs, dilation, side)
-    job.target, job.parts = gradient.data_ptr(), parts
+    job = _begin(source, sums, outputs, dilation)
+    job.side, job.target, job.parts = side, gradient.data_ptr(), parts
     _run("sapnet_kernel_gradient", job)
     placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
     return (placed.t() @ _places(side).float()).view(outputs, inputs, 3, 3)
 
 
-def _begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int, side: int) -> Convolution:
+def _begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int = 1) -> Convolution:
     """What all convolutions have."""
-    job = Convolution(source=source.data_ptr(), kernel=kernel.data_ptr(), outputs=outputs, dilation=dilation, side=side)
+    job = Convolution(source=source.data_ptr(), kernel=kernel.data_ptr(), outputs=outputs, dilation=dilation)
     job.count, job.height, job.width, job.own = source.shape
     job.inputs, job.halves = job.own, source.dtype == torch.float16
     return job
 
 
-def _convolve(job: Convolution, target: Tensor, pooled: Pooled | None) -> None:
+def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Pooled | None) -> None:
     """Runs a convolution, and pools what it gives."""
+    job.side = math.isqrt(len(transformed)) - 2
     if pooled is None:
         _run("sapnet_convolve", job)
         return
@@ -335,8 +337,7 @@ def _convolve(job: Convolution, target: Tensor, pooled: Pooled | None) -> None:
     _check(pooled.cores, (count, 4), torch.int64)
     _check(pooled.kernel, (9 * channels, outputs))
     _check(pooled.bias, (outputs,))
-    if outputs % compiled.program().lanes:
-        raise ValueError(f"{outputs} channels are no multiple of {compiled.program().lanes}")
+    _check_lanes(outputs)
     job.parts = PARTS * torch.get_num_threads()
     parts, columns = (pooled.means.new_empty(number, count, width, channels) for number in (job.parts, 3))
     rectangle = pooled.means.new_empty(channels)
@@ -361,8 +362,16 @@ def _tiles_along(side: int, length: int, dilation: int) -> int:
     return rounds * dilation + min(rest, dilation)
 
 
+def _check_lanes(*channels: int) -> None:
+    """C takes a vector at a time."""
+    lanes = compiled.program().lanes
+    for number in channels:
+        if number % lanes:
+            raise ValueError(f"channels come in multiples of {lanes}, and {number} is no multiple")
+
+
 def _check_plane(plane: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
-    """The same of a plane, of a kind or of any."""
+    """As `_check`, of a kind of planes or of any."""
     if plane.dtype not in PLANES:
         raise ValueError(f"a plane is of {plane.dtype}")
     _check(plane, shape, dtype or plane.dtype)

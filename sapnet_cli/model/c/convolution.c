@@ -5,8 +5,8 @@
 #include "winograd.h"
 
 enum {
-    ROWS = REGISTERS * 3 / 8, /* tiles that are multiplied at once: two vectors of outputs of each take most registers */
-    GATES = 4                 /* of an LSTM, at most */
+    ROWS = PAIRS, /* tiles that are multiplied at once */
+    GATES = 4     /* of an LSTM, at most */
 };
 
 const long sapnet_lanes = LANES;

@@ -10,7 +10,7 @@ enum {
     COLOURS = 3,        /* of an image */
     PIXELS = 4,         /* that are given at once: with a sum for each colour all registers of AVX2 are in use */
     SEEN = 2 * COLOURS, /* channels of two images */
-    AT_ONCE = REGISTERS * 3 / 8, /* pixels that are embedded at once: two vectors of channels of each take most registers */
+    AT_ONCE = PAIRS,    /* pixels that are embedded at once */
     SOME_ROWS = 8       /* that a thread embeds at once, as it lays out those that they see */
 };
 

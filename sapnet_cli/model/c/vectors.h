@@ -64,6 +64,8 @@ static inline void store_halves(short *to, Vector x) {
 static inline Vector load_halves(const short *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)from)); }
 #endif
 
+enum { PAIRS = REGISTERS * 3 / 8 }; /* of vectors that are summed at once: they take most registers */
+
 static inline Vector add(Vector x, Vector y) { return x + y; }
 static inline Vector sub(Vector x, Vector y) { return x - y; }
 static inline Vector mul(Vector x, Vector y) { return x * y; }
