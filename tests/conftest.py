@@ -8,6 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, so that tests do not starve each other's processes
 
@@ -15,16 +16,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from sapnet_cli.cli.app import app
 from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
 from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
+from sapnet_cli.model import compiled
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "rainy"
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+needs_native = pytest.mark.skipif(not compiled.is_available(), reason="not compiled, or no x86 CPU with AVX2")
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +61,15 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(params=[name for name, are_here in compiled.SETS.items() if are_here()] or [None])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Each set of instructions that this CPU has: all is asked of what is compiled for any of them."""
+    if compiled.is_available():
+        program = compiled.load_program(request.param)
+        monkeypatch.setattr(compiled, "find_program", lambda: program)
+    return cast("str | None", request.param)
+
+
 def random_model(**config: object) -> SAPNet:
     """A small network with random weights."""
     from sapnet_cli.model.sapnet import SAPNetConfig
@@ -78,6 +93,20 @@ def plan(*inputs: str, output: str | None = "clean", listed: tuple[str, ...] = (
     """Where the results of which pictures would go."""
     jobs = plan_jobs(inputs, listed, OutputOptions(output, **options)).jobs  # type: ignore[arg-type]
     return {job.source_name: job.target_name for job in jobs}
+
+
+def plane(*shape: int, seed: int = 0) -> Tensor:
+    """(N, H, W, C)."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def first(plane: Tensor) -> Tensor:
+    """Channels first, as PyTorch's convolutions take it."""
+    return plane.permute(0, 3, 1, 2)
+
+
+def last(features: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1)
 
 
 PLAIN = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}

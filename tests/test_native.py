@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import random_model, random_pixels
+from conftest import first, last, needs_native, plane, random_model, random_pixels
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,44 +20,19 @@ from sapnet_cli.engine import rows
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_precision
-from sapnet_cli.engine.kernels import lay_for_means
 from sapnet_cli.engine.native import lay_attention
 from sapnet_cli.model import compiled, native
-from sapnet_cli.model.convolution import Convolution
+from sapnet_cli.model.convolution import lay_for_means
 from sapnet_cli.model.sapnet import ChannelResidualAttention
 
 pytestmark = pytest.mark.usefixtures("instructions")
-needs_native = pytest.mark.skipif(not compiled.is_available(), reason="not compiled, or no x86 CPU with AVX2")
 CHANNELS_LAST = torch.channels_last
 find_program = compiled.find_program
-
-
-@pytest.fixture(params=[name for name, are_here in compiled.SETS.items() if are_here()] or [None])
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """Each set of instructions that this CPU has: all is asked of what is compiled for any of them."""
-    if compiled.is_available():
-        program = compiled.load_program(request.param)
-        monkeypatch.setattr(compiled, "find_program", lambda: program)
-    return cast("str | None", request.param)
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return values.contiguous(memory_format=CHANNELS_LAST)
-
-
-def plane(*shape: int, seed: int = 0) -> Tensor:
-    """(N, H, W, C)."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def first(plane: Tensor) -> Tensor:
-    """Channels first, as PyTorch's convolutions take it."""
-    return plane.permute(0, 3, 1, 2)
-
-
-def last(features: Tensor) -> Tensor:
-    return features.permute(0, 2, 3, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="for Linux on x86")
@@ -123,6 +98,10 @@ def test_its_options(side: int, bound: float) -> None:
         place = torch.empty_like(given)
         assert native.convolve(seen, transformed, scale, bias, 2, relu, added, place) is place
         assert torch.equal(place, given)
+    scales, biases = torch.stack((scale, scale.flip(0))), torch.stack((bias, bias.flip(0)))
+    both = native.convolve(torch.cat((seen, seen)), transformed, scales, biases, 2)
+    assert torch.equal(both[:1], native.convolve(seen, transformed, scale, bias, 2))
+    assert torch.equal(both[1:], native.convolve(seen, transformed, scale.flip(0), bias.flip(0), 2))
     in_place = skip.clone()
     native.convolve(seen, transformed, scale, bias, 2, True, in_place, in_place)
     assert torch.equal(in_place, given)
@@ -226,9 +205,14 @@ def test_it_writes_nowhere_else() -> None:
             native.convolve(seen, *kernel, pooled=native.Pooled(**{**right, **wrong}, dilation=1))
     gates = native.transform(features(64, 32, 3, 3), native.LARGE), torch.zeros(64)
     good, bad = torch.empty(1, 9, 9, 16), torch.empty(1, 9, 8, 16)
-    for state, cell, hidden in ((bad, good, good), (good, bad, good), (good, good, bad)):
+    for wrong_at in range(5):
+        before, cell_before, hidden, cell, kept = (bad if at == wrong_at else good for at in range(5))
+        kept = kept.repeat(1, 1, 1, 4)
         with pytest.raises(ValueError, match="what is to be"):
-            native.recur(seen, state, *gates, cell, hidden)
+            native.recur(seen, (before, cell_before), *gates, hidden, cell, gates=kept)
+    for scale, bias in ((torch.ones(2, 32), torch.zeros(2, 32)), (torch.ones(1, 32), torch.zeros(32))):
+        with pytest.raises(ValueError, match="what is to be"):
+            native.convolve(seen, kernel[0], scale, bias, 1)
 
 
 @needs_native
@@ -241,9 +225,9 @@ def test_networks_of_any_width(channels: int) -> None:
         expected = model.eval()(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
     assert abs(given - expected.numpy()).max() < 1e-5
     half = compiled.program().lanes // 2
-    places = (torch.zeros(1, 5, 7, half) for _ in range(3))
-    with pytest.raises(ValueError, match="multiples"):
-        native.recur(plane(1, 5, 7, 2 * half), next(places), torch.zeros(36, 1), torch.zeros(4 * half), *places)
+    place = torch.zeros(1, 5, 7, half)
+    with pytest.raises(ValueError, match="no multiple"):
+        native.recur(plane(1, 5, 7, 2 * half), (place, place), torch.zeros(36, 1), torch.zeros(4 * half), place, place)
 
 
 @needs_native
@@ -259,23 +243,6 @@ def test_on_one_thread_it_gives_the_same(side: int) -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*both)
-
-
-@needs_native
-@pytest.mark.parametrize("dilation", [1, 4])
-@pytest.mark.parametrize("side", native.POINTS)
-def test_its_gradients(dilation: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "choose_side", lambda *_: side)
-    torch.manual_seed(0)
-    layer = Convolution(32, 64, dilation)
-    seen, wanted = features(2, 32, 19, 26).requires_grad_(), features(2, 64, 19, 26, seed=1)
-    assert native.suits(64, 32, layer.weight.device, layer.weight.dtype)
-    given = torch.autograd.grad((layer(seen) * wanted).sum(), (seen, layer.weight, layer.bias))
-    exact = [each.detach().double().requires_grad_() for each in (seen, layer.weight, layer.bias)]
-    result = functional.conv2d(*exact, padding=dilation, dilation=dilation)
-    expected = torch.autograd.grad((result * wanted).sum(), exact)
-    for ours, theirs in zip(given, expected):
-        assert torch.allclose(ours.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
 @needs_native
@@ -359,11 +326,11 @@ def test_its_lstm_in_halves(is_first: bool) -> None:
     results, bias = [], torch.full((gates * width,), 0.1)
     for kind in native.PLANES:
         before, after, hidden = state.to(kind), cell.to(kind, copy=True), torch.empty_like(cell, dtype=kind)
-        native.recur(seen.to(kind), None if is_first else before, kernel, bias, after, hidden)
+        native.recur(seen.to(kind), None if is_first else (before, after), kernel, bias, hidden, after)
         results.append((after.half(), hidden.half()))
     assert all(torch.equal(*each) for each in zip(*results))
     with pytest.raises(ValueError, match="what is to be"):
-        native.recur(seen.float(), None if is_first else before, kernel, bias, after, hidden.float())
+        native.recur(seen.float(), None if is_first else (before, after), kernel, bias, hidden.float(), after)
 
 
 def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -389,13 +356,15 @@ def test_its_lstm(is_first: bool, side: int, size: tuple[int, int]) -> None:
     read = seen if is_first else torch.cat((seen, state), dim=3)
     gates = last(functional.conv2d(first(read).double(), weight.double(), bias.double(), padding=1))
     expected = stepped(gates, None if is_first else cell)
-    gates_kernel, before = (None if is_first else state, native.transform(weight, side), bias), cell.clone()
-    native.recur(seen, *gates_kernel, cell, hidden)
-    assert all(torch.allclose(given.double(), exact, atol=1e-4) for given, exact in zip((cell, hidden), expected))
+    before, kernel = None if is_first else (state, cell), (native.transform(weight, side), bias)
+    after, kept = torch.empty_like(cell), torch.empty(2, *size, outputs)
+    native.recur(seen, before, *kernel, hidden, after, gates=kept)
+    assert all(torch.allclose(given.double(), exact, atol=1e-4) for given, exact in zip((after, hidden), expected))
+    assert float((kept - gates).abs().max()) < 1e-4 * float(gates.abs().max())
     following, cores = features(lanes, width, 3, 3, seed=7) / 9, torch.tensor([[0, size[0], 0, size[1]]] * 2)
     known = native.Pooled(torch.empty(2, lanes), cores, lay_for_means(following), torch.ones(lanes), 2)
-    native.recur(seen, *gates_kernel, before, again, known)
-    assert torch.equal(before, cell)
+    native.recur(seen, before, *kernel, again, cell, known)  # over the cell state before
+    assert torch.equal(cell, after)
     assert torch.equal(again, hidden)
     exact = means_of(hidden, following, known.bias, cores, 2)
     assert torch.allclose(known.means, exact, rtol=1e-5, atol=1e-5)
@@ -412,7 +381,8 @@ def test_its_lstm_at_any_value(is_first: bool) -> None:
     expected = stepped(bias.expand(1, 5, 7, -1), None if is_first else cell)
     inputs = lanes + (0 if is_first else width)
     kernel = native.transform(torch.zeros(len(bias), inputs, 3, 3), native.SMALL)
-    native.recur(plane(1, 5, 7, lanes), None if is_first else torch.zeros_like(hidden), kernel, bias, cell, hidden)
+    before = None if is_first else (torch.zeros_like(hidden), cell)
+    native.recur(plane(1, 5, 7, lanes), before, kernel, bias, hidden, cell)
     for given, exact in zip((cell, hidden), expected):
         assert torch.allclose(given.double(), exact, rtol=1e-5, atol=3e-7, equal_nan=True)
     assert torch.isnan(hidden[..., 4]).all()

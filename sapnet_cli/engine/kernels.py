@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sapnet_cli.model.convolution import lay_for_means
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 PROJECT_CHANNELS = 8
@@ -129,11 +130,6 @@ class FusedWeights:
         if scale is not None:
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale
         return self.put(weight, bias, dilation)
-
-
-def lay_for_means(weight: Tensor) -> Tensor:
-    """A kernel, (O, I, 3, 3), as a matrix, (9 I, O), whose rows follow each other as in (3, 3, I)."""
-    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 
 def parameters(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:

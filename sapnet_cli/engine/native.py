@@ -16,12 +16,12 @@ from sapnet_cli.engine.kernels import (
     FusedWeights,
     embed_kernel,
     gates_kernel,
-    lay_for_means,
     parameters,
     residual_blocks,
 )
 from sapnet_cli.engine.planes import Room
 from sapnet_cli.model import native
+from sapnet_cli.model.convolution import lay_for_means
 from sapnet_cli.model.sapnet import ChannelResidualAttention, SAPNet
 
 
@@ -102,9 +102,10 @@ class NativeForward(FusedForward):
         self._begin(following)
         native.embed(self.rainy, self.residual, *self.weights.embedding, self.inner)
         kernel = self.weights.first_step if first_unit else self.weights.step
-        state, gates = None if first_unit else self.hidden, (kernel.transformed(self.inner), kernel.bias)
+        state = None if first_unit else (self.hidden, self.cell)
+        gates = kernel.transformed(self.inner), kernel.bias
         # not over the old state, whose neighbours still need it
-        native.recur(self.inner, state, *gates, self.cell, self.spare, self._pooled)
+        native.recur(self.inner, state, *gates, self.spare, self.cell, self._pooled)
         self.hidden, self.spare = self.spare, self.hidden
 
     def _convolve(

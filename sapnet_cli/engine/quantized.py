@@ -28,12 +28,12 @@ from sapnet_cli.engine.kernels import (
     Padding,
     Ranging,
     embed_kernel,
-    lay_for_means,
     parameters,
     residual_blocks,
     unpad,
 )
 from sapnet_cli.engine.planes import Room, Strip
+from sapnet_cli.model.convolution import lay_for_means
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 LEVELS = 255

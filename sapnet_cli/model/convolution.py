@@ -1,4 +1,4 @@
-"""A 3x3 convolution that learns fast on a CPU: its gradient by products of matrices, the rest by Winograd.
+"""A 3x3 convolution that learns fast on a CPU where nothing is in C: its gradient by products of matrices.
 
 PyTorch's own gradient of a kernel takes eight times as long as the convolution itself where that is dilated and its
 features lie channels last, which is the layout that all else is fastest in; it was three quarters of a training step.
@@ -11,8 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from sapnet_cli.model import native
 
 STRIP_PIXELS = 4096
 """For each thread, of the features whose neighbours are laid side by side at once, so that a CPU's caches hold them."""
@@ -34,9 +32,6 @@ def kernel_gradient(features: Tensor, gradient: Tensor, dilation: int) -> Tensor
     Returns:
         (O, I, 3, 3).
     """
-    if native.suits(gradient.shape[1], features.shape[1], features.device, features.dtype):
-        found = native.kernel_gradient(_plane(features), _plane(gradient), dilation)
-        return found.contiguous(memory_format=torch.channels_last)
     inputs, outputs, height, width = features.shape[1], gradient.shape[1], *features.shape[2:]
     offsets = (-dilation, 0, dilation)
     result = gradient.new_zeros(3, outputs, 3 * inputs)
@@ -63,34 +58,6 @@ def _(features: Tensor, gradient: Tensor, dilation: int) -> Tensor:
     return kernel.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op(
-    "sapnet::convolution",
-    mutates_args=(),
-    schema="(Tensor features, Tensor weight, Tensor bias, int dilation) -> Tensor",
-)
-def convolution(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    """A 3x3 convolution that keeps the size, (B, I, H, W) to (B, O, H, W), channels last, by Winograd where it can be.
-
-    One operator to `torch.compile`, which cannot look into what is in C.
-    """
-    if native.suits(weight.shape[0], weight.shape[1], weight.device, weight.dtype):
-        kernel = native.transform(weight, native.choose_side(features.shape[2], features.shape[3], dilation))
-        return native.convolve(_plane(features), kernel, torch.ones_like(bias), bias, dilation).permute(0, 3, 1, 2)
-    result = functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
-    return result.contiguous(memory_format=torch.channels_last)
-
-
-@convolution.register_fake
-def _(features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    result = features.new_empty(features.shape[0], weight.shape[0], *features.shape[2:])
-    return result.contiguous(memory_format=torch.channels_last)
-
-
-def _plane(features: Tensor) -> Tensor:
-    """(B, C, H, W) as C takes it, (B, H, W, C), one pixel after the other."""
-    return features.permute(0, 2, 3, 1).contiguous()
-
-
 class _Convolve(torch.autograd.Function):
     """A convolution whose padding is its dilation."""
 
@@ -98,7 +65,7 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.dilation = dilation
-        return cast(Tensor, convolution(features, weight, bias, dilation))
+        return functional.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
@@ -107,7 +74,7 @@ class _Convolve(torch.autograd.Function):
         before = None
         if ctx.needs_input_grad[0]:  # a convolution, too, by the kernel turned by half
             turned = weight.flip(2, 3).transpose(0, 1)
-            before = convolution(gradient, turned, turned.new_zeros(len(turned)), ctx.dilation)
+            before = functional.conv2d(gradient, turned, padding=ctx.dilation, dilation=ctx.dilation)
         return before, kernel_gradient(features, gradient, ctx.dilation), gradient.sum(dim=(0, 2, 3)), None
 
 
@@ -128,3 +95,8 @@ class Convolution(nn.Conv2d):
     def forward(self, features: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H, W)."""
         return convolve(features, self.weight, self.bias, self.dilation[0])
+
+
+def lay_for_means(weight: Tensor) -> Tensor:
+    """A kernel, (O, I, 3, 3), as a matrix, (9 I, O), whose rows follow each other as in (3, 3, I)."""
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()

@@ -37,10 +37,10 @@ class Convolution(ctypes.Structure):
     """That of `c/convolution.h`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip", "target", "cell")),
-        ("sums", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip")),
+        *((name, ctypes.c_void_p) for name in ("target", "before", "cell", "gates", "sums")),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "own", "outputs", "dilation")),
-        *((name, ctypes.c_long) for name in ("side", "halves", "relu", "parts", "next", "failed")),
+        *((name, ctypes.c_long) for name in ("side", "halves", "each", "relu", "parts", "next", "failed")),
     )
 
 
@@ -122,7 +122,7 @@ def transform(weight: Tensor, side: int) -> Tensor:
     T is `outputs_together()`.
     """
     (outputs, inputs), together = weight.shape[:2], outputs_together()
-    placed = (_places(side) @ weight.double().reshape(-1, 9).t()).to(weight.dtype)
+    placed = (places(side) @ weight.double().reshape(-1, 9).t()).to(weight.dtype)
     return placed.view(-1, outputs // together, together, inputs).transpose(2, 3).contiguous()
 
 
@@ -142,8 +142,8 @@ def convolve(
     Args:
         source: a plane of I channels.
         transformed: by `transform`, of as many inputs, for tiles of any side.
-        scale: of each output channel, (O,).
-        bias: (O,).
+        scale: of each output channel, (O,), or (N, O), one for each picture.
+        bias: like it.
         dilation: of the kernel, and rows and columns of zeros beyond each edge.
         relu: whether there is one before and after the sum.
         skip: a plane like what comes out.
@@ -157,12 +157,15 @@ def convolve(
         MemoryError: there is none for a few tiles.
         ValueError: a plane is of another shape or kind than it should be, or in pieces.
     """
-    target = source.new_empty(*source.shape[:3], len(bias)) if out is None else out
+    outputs = scale.shape[-1]
+    target = source.new_empty(*source.shape[:3], outputs) if out is None else out
     _check_plane(source, source.shape)
     for plane in (target,) if skip is None else (target, skip):
-        _check_plane(plane, (*source.shape[:3], len(bias)), source.dtype)
-    job = _begin(source, transformed, len(bias), dilation)
-    scale, bias = scale.contiguous(), bias.contiguous()
+        _check_plane(plane, (*source.shape[:3], outputs), source.dtype)
+    job = begin(source, transformed, outputs, dilation)
+    scale, bias, job.each = scale.contiguous(), bias.contiguous(), scale.dim() == 2
+    for vectors in (scale, bias):
+        check(vectors, (len(source), outputs) if job.each else (outputs,))
     job.scale, job.bias, job.target, job.relu = scale.data_ptr(), bias.data_ptr(), target.data_ptr(), relu
     if skip is not None:
         job.skip = skip.data_ptr()
@@ -172,39 +175,47 @@ def convolve(
 
 def recur(
     source: Tensor,
-    state: Tensor | None,
+    state: tuple[Tensor, Tensor] | None,
     transformed: Tensor,
     bias: Tensor,
-    cell: Tensor,
     hidden: Tensor,
+    cell: Tensor,
     pooled: Pooled | None = None,
+    gates: Tensor | None = None,
 ) -> None:
-    """A step of the ConvLSTM (PReNet, eq. 4), into `cell` and `hidden`.
+    """A step of the ConvLSTM (PReNet, eq. 4), into `hidden` and `cell`.
 
     Args:
         source: a plane of features, of I channels.
-        state: the hidden state before, one of C, or None at the first step, which has none and nothing to forget.
+        state: hidden and cell state before, planes of C, or None at the first step, which has none and nothing to
+            forget.
         transformed: the kernel of the gates, by `transform`, of features and state: input, candidate, output and,
             where there is a state, forget.
         bias: of the gates, (4 C,) or (3 C,).
-        cell: the cell state, a plane of C channels, which a state goes into and comes out of.
-        hidden: where the hidden state goes, in the same way; not where it was.
-        pooled: what is to be known of it, if anything.
+        hidden: where the hidden state goes, a plane of C; not where it was.
+        cell: where the cell state goes, in the same way; it may be where it was.
+        pooled: what is to be known of the hidden state, if anything.
+        gates: where the gates go, before their sigmoid or hyperbolic tangent, if anywhere: a plane of as many channels
+            as the bias, float32.
 
     Raises:
         MemoryError: there is none for a few tiles.
         ValueError: a plane is of another shape or kind, or in pieces, or I or C is no multiple of a vector's lanes.
     """
     channels = len(bias) // (3 if state is None else 4)
-    _check_lanes(source.shape[3], channels)
+    check_multiples(compiled.program().lanes, source.shape[3], channels)
     _check_plane(source, source.shape)
-    for plane in (cell, hidden) if state is None else (cell, hidden, state):
+    for plane in (hidden, cell, *(state or ())):
         _check_plane(plane, (*source.shape[:3], channels), source.dtype)
-    job = _begin(source, transformed, len(bias))
+    job = begin(source, transformed, len(bias))
     bias = bias.contiguous()
     job.bias, job.target, job.cell = bias.data_ptr(), hidden.data_ptr(), cell.data_ptr()
     if state is not None:
-        job.state, job.inputs = state.data_ptr(), source.shape[3] + channels
+        job.state, job.before = (plane.data_ptr() for plane in state)
+        job.inputs = source.shape[3] + channels
+    if gates is not None:
+        check(gates, (*source.shape[:3], len(bias)))
+        job.gates = gates.data_ptr()
     _convolve(job, transformed, hidden, pooled)
 
 
@@ -224,16 +235,15 @@ def embed(rainy: Tensor, residual: Tensor, kernel: Tensor, bias: Tensor, out: Te
         ValueError: one of them is of another shape or kind, or in pieces.
     """
     shape, outputs = residual.shape[:3], len(bias)
-    if outputs % outputs_together():
-        raise ValueError(f"{outputs} channels are no multiple of {outputs_together()}")
-    _check(rainy, (*shape, 3), torch.uint8 if rainy.dtype == torch.uint8 else torch.float32)
-    _check(residual, (*shape, 3))
-    _check(kernel, (54, outputs))
-    _check(bias, (outputs,))
+    check_multiples(outputs_together(), outputs)
+    check(rainy, (*shape, 3), torch.uint8 if rainy.dtype == torch.uint8 else torch.float32)
+    check(residual, (*shape, 3))
+    check(kernel, (54, outputs))
+    check(bias, (outputs,))
     _check_plane(out, (*shape, outputs))
     job = Embedding(*(array.data_ptr() for array in (rainy, residual, kernel, bias, out)), *shape, outputs)
     job.bytes, job.halves = rainy.dtype == torch.uint8, out.dtype == torch.float16
-    _run("sapnet_embed", job)
+    run("sapnet_embed", job)
 
 
 def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -249,14 +259,14 @@ def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
         MemoryError: there is none.
         ValueError: one of them is of another shape or kind, or in pieces.
     """
-    _check_lanes(source.shape[3])
+    check_multiples(compiled.program().lanes, source.shape[3])
     _check_plane(source, source.shape)
-    _check(kernel, (3, 3, 3, source.shape[3]))
-    _check(bias, (3,))
-    _check(out, (*source.shape[:3], 3))
-    job = _begin(source, kernel, 3)
+    check(kernel, (3, 3, 3, source.shape[3]))
+    check(bias, (3,))
+    check(out, (*source.shape[:3], 3))
+    job = begin(source, kernel, 3)
     job.bias, job.target = bias.data_ptr(), out.data_ptr()
-    _run("sapnet_project", job)
+    run("sapnet_project", job)
 
 
 def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,12 +286,12 @@ def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias
         ValueError: one of them is of another shape or kind, or in pieces.
     """
     channels, squeezed = len(pooled), len(squeeze)
-    _check_lanes(channels)
+    check_multiples(compiled.program().lanes, channels)
     for vector in (pooled, bias):
-        _check(vector, (channels,))
-    _check(direct, (channels, channels))
+        check(vector, (channels,))
+    check(direct, (channels, channels))
     for matrix in (squeeze, expand):
-        _check(matrix, (squeezed, channels))
+        check(matrix, (squeezed, channels))
     result = pooled.new_empty(2, channels)
     scale, scaled_bias = result.unbind()
     given = (pooled, direct, squeeze, expand, bias, scale, scaled_bias)
@@ -290,34 +300,7 @@ def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias
     return scale, scaled_bias
 
 
-def kernel_gradient(source: Tensor, gradient: Tensor, dilation: int) -> Tensor:
-    """The gradient of the kernel of a convolution that keeps the size. It depends on how many threads there are.
-
-    Args:
-        source: what the convolution read, a plane of I channels, float32.
-        gradient: of what it gave, one of O.
-        dilation: of the convolution, and its padding.
-
-    Returns:
-        (O, I, 3, 3).
-
-    Raises:
-        MemoryError: there is none for a few tiles.
-        ValueError: a plane is of another shape or kind, or in pieces.
-    """
-    inputs, outputs, parts = source.shape[3], gradient.shape[3], torch.get_num_threads()
-    _check_plane(source, source.shape, torch.float32)
-    _check_plane(gradient, (*source.shape[:3], outputs), torch.float32)
-    side, together = choose_side(source.shape[1], source.shape[2], dilation), outputs_together()
-    sums = source.new_zeros(parts, len(_places(side)), outputs // together, inputs, together)
-    job = _begin(source, sums, outputs, dilation)
-    job.side, job.target, job.parts = side, gradient.data_ptr(), parts
-    _run("sapnet_kernel_gradient", job)
-    placed = sums.sum(dim=0).transpose(2, 3).reshape(len(sums[0]), -1)
-    return (placed.t() @ _places(side).float()).view(outputs, inputs, 3, 3)
-
-
-def _begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int = 1) -> Convolution:
+def begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int = 1) -> Convolution:
     """What all convolutions have."""
     job = Convolution(source=source.data_ptr(), kernel=kernel.data_ptr(), outputs=outputs, dilation=dilation)
     job.count, job.height, job.width, job.own = source.shape
@@ -329,27 +312,27 @@ def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Poo
     """Runs a convolution, and pools what it gives."""
     job.side = math.isqrt(len(transformed)) - 2
     if pooled is None:
-        _run("sapnet_convolve", job)
+        run("sapnet_convolve", job)
         return
     count, height, width, channels = target.shape
     outputs = len(pooled.bias)
-    _check(pooled.means, (count, outputs))
-    _check(pooled.cores, (count, 4), torch.int64)
-    _check(pooled.kernel, (9 * channels, outputs))
-    _check(pooled.bias, (outputs,))
-    _check_lanes(outputs)
+    check(pooled.means, (count, outputs))
+    check(pooled.cores, (count, 4), torch.int64)
+    check(pooled.kernel, (9 * channels, outputs))
+    check(pooled.bias, (outputs,))
+    check_multiples(compiled.program().lanes, outputs)
     job.parts = PARTS * torch.get_num_threads()
     parts, columns = (pooled.means.new_empty(number, count, width, channels) for number in (job.parts, 3))
     rectangle = pooled.means.new_empty(channels)
     job.sums = parts.data_ptr()
-    _run("sapnet_convolve", job)
+    run("sapnet_convolve", job)
     arrays = (target, parts, columns, pooled.cores, pooled.kernel, pooled.bias, rectangle, pooled.means)
     pooling = Pooling(*(array.data_ptr() for array in arrays), job.parts, count, height, width, channels, outputs)
     pooling.dilation, pooling.halves = pooled.dilation, job.halves
     compiled.program().run("sapnet_pool", ctypes.addressof(pooling))
 
 
-def _run(function: str, job: Convolution | Embedding) -> None:
+def run(function: str, job: Convolution | Embedding) -> None:
     """One function in C, on all threads."""
     compiled.program().run(function, ctypes.addressof(job))
     if job.failed:
@@ -362,22 +345,25 @@ def _tiles_along(side: int, length: int, dilation: int) -> int:
     return rounds * dilation + min(rest, dilation)
 
 
-def _check_lanes(*channels: int) -> None:
-    """C takes a vector at a time."""
-    lanes = compiled.program().lanes
+def check_multiples(of: int, *channels: int) -> None:
+    """C takes a vector at a time, or two.
+
+    Raises:
+        ValueError: channels that are no multiple.
+    """
     for number in channels:
-        if number % lanes:
-            raise ValueError(f"channels come in multiples of {lanes}, and {number} is no multiple")
+        if number % of:
+            raise ValueError(f"{number} channels are no multiple of {of}")
 
 
 def _check_plane(plane: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
-    """As `_check`, of a kind of planes or of any."""
+    """As `check`, of a kind of planes or of any."""
     if plane.dtype not in PLANES:
         raise ValueError(f"a plane is of {plane.dtype}")
-    _check(plane, shape, dtype or plane.dtype)
+    check(plane, shape, dtype or plane.dtype)
 
 
-def _check(array: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+def check(array: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
     """C writes and reads wherever it is told to."""
     if array.shape != shape or not array.is_contiguous() or array.dtype != dtype:
         raise ValueError(
@@ -386,7 +372,7 @@ def _check(array: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.flo
 
 
 @cache
-def _places(side: int) -> Tensor:
+def places(side: int) -> Tensor:
     """What the nine values of a kernel are at each place of a transformed tile of a side, (places, 9).
 
     Along a line of three, at each point, what they are there, over its distances from the other points.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -24,10 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from sapnet_cli.model import learning
 from sapnet_cli.model.convolution import Convolution, convolve
 
 State: TypeAlias = tuple[Tensor, Tensor]
 """Hidden and cell state of the ConvLSTM, (B, C, H, W) each."""
+
+Unit = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
+"""Maps rainy image, estimate and state to the next estimate and state."""
 
 Pool = Callable[[Tensor], Tensor]
 """Maps features (B, C, H, W) to the pooled vectors (B, C, 1, 1) that channel residual attention looks at."""
@@ -198,13 +203,22 @@ class SAPNet(nn.Module):
         """
         images: list[Tensor] = []
         estimate, state = rainy, None
+        unit: Unit = partial(self.unit, pool=pool)
+        if pool is global_average_pool and self._learns_in_c(rainy):
+            unit = learning.LearningUnit(self, *rainy.shape[2:])
         for _ in range(self.config.stages if stages is None else stages):
             if recompute:
-                estimate, state = checkpoint(self.unit, rainy, estimate, state, pool, use_reentrant=False)
+                estimate, state = checkpoint(unit, rainy, estimate, state, use_reentrant=False)
             else:
-                estimate, state = self.unit(rainy, estimate, state, pool)
+                estimate, state = unit(rainy, estimate, state)
             images.append(estimate)
         return images
+
+    def _learns_in_c(self, rainy: Tensor) -> bool:
+        learns = torch.is_grad_enabled() and self.embed.weight.requires_grad and not rainy.requires_grad
+        if not learns or torch.is_autocast_enabled(rainy.device.type) or torch.compiler.is_compiling():
+            return False
+        return learning.suits(self.config, rainy.device, self.embed.weight.dtype)
 
     def forward(self, rainy: Tensor, stages: int | None = None, pool: Pool = global_average_pool) -> Tensor:
         """The derained image, (B, 3, H, W) in [0, 1]; arguments as for `stage_images`."""

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, fast_float, free_memory, is_out_of_memory
 from sapnet_cli.errors import OutOfMemoryError, UsageError
 from sapnet_cli.losses.joint import JointLoss
+from sapnet_cli.model import learning
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.config import StepShape, TrainingConfig
 from sapnet_cli.training.optimizers import build_optimizers
 from sapnet_cli.training.processes import Processes
 
-BYTES_PER_PIXEL_AND_UNIT = 1800 * 4
-"""What a step keeps for the backward pass in fp32, for each pixel of the batch and each unit, with a margin."""
+BYTES_PER_PIXEL = 1800 * 4
+"""What a step keeps for the backward pass in fp32, for each pixel of the batch and each unit, with a margin; in C it is
+`learning.BYTES_PER_PIXEL`."""
 
 MEMORY_SHARE = 0.8
 """Of the free memory, above which a step computes its units again in the backward pass instead of keeping them."""
@@ -48,7 +50,7 @@ class Learner:
     def __init__(
         self, config: TrainingConfig, loss: JointLoss, processes: Processes, compiled: bool, start: SAPNet | None = None
     ) -> None:
-        self.config, self.processes, self.device = config, processes, processes.device
+        self.config, self.processes, self.device, self.compiled = config, processes, processes.device, compiled
         self.precision = choose_training_precision(config.precision, self.device)
         self.loss: JointLoss = _channels_last(loss, self.device)
         for module in self.loss.modules():
@@ -166,7 +168,10 @@ class Learner:
 
     def _unit_bytes(self, shape: StepShape) -> int:
         """What one unit of a step keeps for the backward pass."""
-        return shape.batch * shape.patch**2 * BYTES_PER_PIXEL_AND_UNIT // (1 if self.precision is torch.float32 else 2)
+        each = BYTES_PER_PIXEL // (1 if self.precision is torch.float32 else 2)
+        if not self.compiled and learning.suits(self.config.model, self.device, self.precision):
+            each = learning.BYTES_PER_PIXEL
+        return shape.batch * shape.patch**2 * each
 
     def _check_memory(self) -> None:
         """Refuses what cannot fit before hours are spent on smaller crops; on a CPU, whose system kills the process."""

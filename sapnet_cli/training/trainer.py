@@ -21,10 +21,11 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.metrics.fidelity import HIGHEST_PSNR, SMALLEST_SSIM_SIDE, psnr, structural_similarity
+from sapnet_cli.model import learning
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.card import model_card
 from sapnet_cli.training.config import TrainingConfig
-from sapnet_cli.training.learner import Learner
+from sapnet_cli.training.learner import Learner, choose_training_precision
 from sapnet_cli.training.processes import Processes
 from sapnet_cli.training.run_folder import BEST, FINAL, RunFolder
 
@@ -317,6 +318,8 @@ def planned_iterations(config: TrainingConfig, pixels: int, processes: int) -> i
 
 def compiling_pays(config: TrainingConfig, iterations: int | None, device: torch.device) -> bool:
     """Whether a run is long enough for `torch.compile`, and the machine able."""
+    if learning.suits(config.model, device, choose_training_precision(config.precision, device)):
+        return False  # what is in C is faster
     if device.type == "mps" or (device.type == "cpu" and not (shutil.which("g++") or shutil.which("c++"))):
         return False
     if iterations is None:

@@ -62,7 +62,8 @@ INLINE void write_tile(const long side, const int halves, const Convolution *job
     const long outputs = job->outputs;
     const Vector zero = all(0);
     for (long channel = 0; channel < outputs; channel += LANES) {
-        Vector scale = load(job->scale + channel), bias = load(job->bias + channel);
+        const long of = (job->each ? place.picture * outputs : 0) + channel;
+        Vector scale = load(job->scale + of), bias = load(job->bias + of);
         Vector columns[SEEN][LARGE], totals[LARGE] = {zero, zero, zero, zero, zero, zero};
         read_columns(side, from + channel, apart(side, outputs), columns);
         for (int y = 0; y < side && y < place.rows; y++) {
@@ -106,12 +107,14 @@ INLINE void write_state(const long side, const int halves, const Convolution *jo
                 Vector bias = load(job->bias + gate * width + channel);
                 read_row(side, columns[gate], y, result[gate]);
                 for (int x = 0; x < side; x++) result[gate][x] = add(result[gate][x], bias);
+                for (int x = 0; job->gates && x < side && x < place.columns; x++)
+                    store(job->gates + pixel_of(job, place, y, x) * outputs + gate * width + channel, result[gate][x]);
             }
             for (int x = 0; x < side && x < place.columns; x++) {
                 long pixel = pixel_of(job, place, y, x);
                 Vector cell = let_through(result[0][x], result[1][x]);
                 if (job->state) {
-                    Vector before = load_features(halves, job->cell, pixel * width + channel);
+                    Vector before = load_features(halves, job->before, pixel * width + channel);
                     cell = product_plus(sigmoid(result[3][x]), before, cell);
                 }
                 Vector hidden = let_through(result[2][x], cell);

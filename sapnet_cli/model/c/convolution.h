@@ -7,14 +7,17 @@
 typedef struct {
     const void *source, *state;       /* (count, height, width, own) and, if any, (..., inputs - own): side by side */
     float *kernel;                    /* (places, outputs / OUTPUTS, inputs, OUTPUTS); its gradient (parts, the same) */
-    const float *scale, *bias;        /* (outputs) */
+    const float *scale, *bias;        /* (outputs), or (count, outputs) if each picture has its own */
     const void *skip;                 /* like target, or none */
     void *target;                     /* (count, height, width, outputs), or the gradient of it */
-    void *cell;                       /* see `write_state`, or none */
+    const void *before;               /* of an LSTM, which has a cell: the cell state before, where there is a state */
+    void *cell;                       /* the next one, or none; it may be that before */
+    float *gates;                     /* of an LSTM, before their sigmoid or hyperbolic tangent, to be kept, or none */
     float *sums;                      /* (parts, count, width, as target): of target over rows, or none */
     long count, height, width, inputs, own, outputs, dilation;
     long side;                        /* of the tiles, SMALL or LARGE */
-    long halves;                      /* what source, state, skip, target and cell are, or floats; gradients are floats */
+    long halves;                      /* what source, state, skip, target, before and cell are, or floats; gradients are floats */
+    long each;                        /* whether each picture has a scale and a bias of its own */
     long relu;                        /* ReLU(ReLU(scale * convolution + bias) + skip), or without either */
     long parts;                       /* that a gradient or sums are summed in, each in order, whoever sums it */
     long next;                        /* tile or part that no thread has taken yet */

@@ -28,6 +28,9 @@ static inline Vector smaller(Vector x, Vector y) { return _mm512_min_ps(x, y); }
 static inline Vector larger(Vector x, Vector y) { return _mm512_max_ps(x, y); }
 static inline Vector nearest(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline Vector by_power(Vector x, Vector of) { return _mm512_scalef_ps(x, of); } /* x times two to a whole number */
+static inline Vector where_positive(Vector x, Vector y) { /* y, and zero where x is not */
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), y);
+}
 static inline float total(Vector x) { return _mm512_reduce_add_ps(x); }
 static inline void store_halves(short *to, Vector x) {
     _mm256_storeu_si256((void *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -53,6 +56,7 @@ static inline Vector by_power(Vector x, Vector of) {
     __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(of), _mm256_set1_epi32(127));
     return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
+static inline Vector where_positive(Vector x, Vector y) { return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ), y); }
 static inline float total(Vector x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
@@ -85,6 +89,10 @@ static inline Vector decay(Vector x) {
 }
 
 static inline Vector sigmoid(Vector x) { return over(all(1), add(all(1), decay(x))); }
+static inline Vector hyperbolic_tangent(Vector x) {
+    Vector twice = decay(add(x, x));
+    return over(sub(all(1), twice), add(all(1), twice));
+}
 
 /* Of a plane of features, which are floats, or halves that are computed with as floats. */
 INLINE Vector load_features(const int halves, const void *plane, long first) {

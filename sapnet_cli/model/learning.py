@@ -1,0 +1,262 @@
+"""A progressive dilated unit that learns on a CPU, with its gradient, in C: see `native.py` and `gradients.py`.
+
+PyTorch's own, of one operation after the other, takes half as much time again and keeps two and a half times as much
+for the way back. Here attention and ReLU are passed together, and what comes out of them is kept alone: where it is
+positive it tells, less what skips it, the product of attention's scale and the convolution, which is all that their
+gradients need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from sapnet_cli.model import gradients, native
+from sapnet_cli.model.convolution import lay_for_means
+
+if TYPE_CHECKING:
+    from sapnet_cli.model.sapnet import ChannelResidualAttention, SAPNet, SAPNetConfig
+
+BYTES_PER_PIXEL = 3200
+"""What a step keeps for the backward pass, for each pixel of the batch and each unit, with a margin."""
+
+Planes: TypeAlias = tuple[Tensor, Tensor]
+"""Hidden and cell state, (B, H, W, C) each."""
+
+Found: TypeAlias = dict[Tensor, Tensor]
+"""Gradients of parameters."""
+
+
+def suits(config: SAPNetConfig, device: torch.device, precision: torch.dtype) -> bool:
+    """Whether a network can learn so, here, in a precision."""
+    return native.suits(config.channels, config.channels, device, precision)
+
+
+class LearningUnit:
+    """What `SAPNet.unit` computes, with the pool of the paper, for as long as the weights stay as they are."""
+
+    def __init__(self, model: SAPNet, height: int, width: int) -> None:
+        """Takes a network that it suits, and the size of the pictures."""
+        self.model, self._size = model, (height, width)
+        self.parameters = list(model.parameters())
+        channels, embed, gates = model.config.channels, model.embed.weight.detach(), model.gates.weight.detach()
+        self.embed = lay_for_means(torch.cat((embed[:, :3] / 255, embed[:, 3:]), dim=1))
+        first, of_features, of_state = gates[: 3 * channels, :channels], gates[:, :channels], gates[:, channels:]
+        self.first_gates, self.gates = self.lay(first), self.lay(gates)
+        self.first_back, self.features_back, self.state_back = (
+            self.lay(_turn(each)) for each in (first, of_features, of_state)
+        )
+        self.project = model.project.weight.detach().permute(2, 3, 0, 1).contiguous()
+        self.layers = [
+            _Layer(self, convolution, attention)
+            for block in cast(Any, model.blocks)
+            for convolution, attention in ((block.conv1, block.attention1), (block.conv2, block.attention2))
+        ]
+
+    def lay(self, weight: Tensor, dilation: int = 1) -> Tensor:
+        """A kernel as `native.convolve` takes it."""
+        return native.transform(weight, native.choose_side(*self._size, dilation))
+
+    def __call__(self, rainy: Tensor, estimate: Tensor, state: Planes | None) -> tuple[Tensor, Planes]:
+        """As `SAPNet.unit`, but that the states are planes."""
+        image, hidden, cell = _Unit.apply(self, rainy, estimate, *(state or (None, None)), *self.parameters)
+        return image, (hidden, cell)
+
+
+class _Layer:
+    """A convolution of a residual block, attention, if there is any, and ReLU."""
+
+    def __init__(self, unit: LearningUnit, convolution: nn.Conv2d, attention: ChannelResidualAttention | None) -> None:
+        self._weight, self._bias = convolution.weight, cast(Tensor, convolution.bias)
+        self._attention, self._dilation = attention, convolution.dilation[0]
+        weight = self._weight.detach()
+        self._kernel, self._back = (unit.lay(each, self._dilation) for each in (weight, _turn(weight)))
+        self._for_means = lay_for_means(weight)
+
+    def pooled(self, cores: Tensor) -> native.Pooled | None:
+        """Room for what attention pools of whole pictures, whose `cores` are given, if there is any attention."""
+        if self._attention is None:
+            return None
+        means, bias = torch.empty(len(cores), len(self._bias)), self._bias.detach()
+        return native.Pooled(means, cores, self._for_means, bias, self._dilation)
+
+    def forward(
+        self, features: Tensor, means: Tensor | None, following: native.Pooled | None, skip: Tensor | None
+    ) -> Tensor:
+        """`ReLU(scale * convolution)`, or `ReLU(skip + ReLU(scale * convolution))` if there is a `skip`.
+
+        Args:
+            features: a plane.
+            means: of the convolution, (N, C), if there is any attention.
+            following: what is to be known of what comes out.
+            skip: a plane like it.
+        """
+        scale = self._scale(len(features), means)
+        kernel = self._kernel, scale, scale * self._bias, self._dilation
+        return native.convolve(features, *kernel, relu=True, skip=skip, pooled=following)
+
+    def backward(
+        self,
+        features: Tensor,
+        means: Tensor | None,
+        after: Tensor,
+        gradient: Tensor,
+        found: Found,
+        skip: Tensor | None = None,
+        more: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient of the features, by that of what came of them.
+
+        Args:
+            features: as they went into `forward`, and so `means` and `skip`.
+            means: see there.
+            after: what came out.
+            gradient: of that. It becomes that of `skip`, or, without one, is lost.
+            found: where those of the parameters go.
+            skip: see there.
+            more: what is added, and overwritten, if anything.
+        """
+        passed, product = gradients.attention_sums(gradient, after, skip)
+        pixels = after.shape[1] * after.shape[2]
+        with torch.enable_grad():
+            pooled = None if means is None else means.detach().requires_grad_()
+            scale = self._scale(len(features), pooled)
+        of_mean = torch.zeros_like(passed)
+        if self._attention is not None:
+            learnt = list(self._attention.parameters())
+            of_scale = product / scale.detach().clamp(min=torch.finfo(scale.dtype).tiny)
+            of_mean, *of_learnt = torch.autograd.grad(scale, (cast(Tensor, pooled), *learnt), of_scale)
+            found.update(zip(learnt, of_learnt))
+        scale = scale.detach()
+        inner = gradient if skip is None else torch.empty_like(gradient)
+        gradients.pass_attention(gradient, after, scale, of_mean / pixels, skip, inner)
+        found[self._bias] = (scale * passed + of_mean).sum(dim=0)
+        found[self._weight] = gradients.kernel_gradient(features, inner, self._dilation)
+        return _convolve_back(inner, self._back, self._dilation, more)
+
+    def _scale(self, count: int, means: Tensor | None) -> Tensor:
+        """Attention's, (N, C); one without any."""
+        if self._attention is None:
+            return torch.ones(count, len(self._bias))
+        return cast(Tensor, self._attention(means))
+
+
+class _Unit(torch.autograd.Function):
+    """A `LearningUnit`. Its layers come in pairs: the second is skipped by what goes into the first."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        unit: LearningUnit,
+        rainy: Tensor,
+        estimate: Tensor,
+        hidden: Tensor | None,
+        cell: Tensor | None,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        model, layers = unit.model, unit.layers
+        state = None if hidden is None or cell is None else (hidden, cell)
+        rainy, estimate = (_last(each).contiguous() for each in (rainy, estimate))
+        count, height, width = size = rainy.shape[:3]
+        channels, cores = model.config.channels, torch.tensor([[0, height, 0, width]]).repeat(count, 1)
+        pooled = [*(layer.pooled(cores) for layer in layers), None]
+        embedded, shown, remembered = (rainy.new_empty(*size, channels) for _ in range(3))
+        native.embed(rainy, estimate, unit.embed, _bias(model.embed), embedded)
+        kernel, bias = unit.gates, _bias(model.gates)
+        if state is None:
+            kernel, bias = unit.first_gates, bias[: 3 * channels]
+        gates = rainy.new_empty(*size, len(bias))
+        native.recur(embedded, state, kernel, bias, shown, remembered, pooled[0], gates)
+        means = [None if known is None else known.means for known in pooled]
+        planes = [shown]
+        for number, layer in enumerate(layers):
+            skip = planes[-2] if number % 2 else None
+            planes.append(layer.forward(planes[-1], means[number], pooled[number + 1], skip))
+        image = torch.empty_like(rainy)
+        native.project(planes[-1], unit.project, _bias(model.project), image)
+        ctx.unit, ctx.planes = unit, len(planes)
+        ctx.save_for_backward(rainy, estimate, embedded, gates, hidden, cell, *planes, *means[:-1])
+        ctx.set_materialize_grads(False)
+        return _first(image.add_(rainy)), shown, remembered
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        of_image, of_shown, of_remembered = given
+        unit, found = cast(LearningUnit, ctx.unit), Found()
+        model, layers = unit.model, unit.layers
+        rainy, estimate, embedded, gates, hidden, cell, *rest = ctx.saved_tensors
+        planes, means = rest[: ctx.planes], rest[ctx.planes :]
+        of_image = torch.zeros_like(rainy) if of_image is None else _last(of_image)
+        gradient = cast(Tensor, _learn(model.project, planes[-1], of_image, found))
+        for second in reversed(range(1, len(layers), 2)):
+            first, (before, inner, after) = second - 1, planes[second - 1 : second + 2]
+            through = layers[second].backward(inner, means[second], after, gradient, found, skip=before)
+            gradient = layers[first].backward(before, means[first], inner, through, found, more=gradient)
+        if of_shown is not None:
+            gradient.add_(of_shown)
+        of_gates, of_cell, of_bias = gradients.step_back(gates, cell, gradient, of_remembered)
+        of_weight = gradients.kernel_gradient(embedded, of_gates, state=hidden)
+        # what the first unit has no use for
+        found[cast(Tensor, model.gates.bias)] = _enlarge(of_bias, cast(Tensor, model.gates.bias))
+        found[model.gates.weight] = _enlarge(of_weight, model.gates.weight)
+        of_hidden = None if hidden is None else _convolve_back(of_gates, unit.state_back)
+        of_embedded = _convolve_back(of_gates, unit.first_back if hidden is None else unit.features_back)
+        one, zero = (torch.full((len(rainy), model.config.channels), value) for value in (1.0, 0.0))
+        gradients.pass_attention(of_embedded, embedded, one, zero)  # which is its ReLU alone
+        of_seen = _learn(model.embed, torch.cat((rainy, estimate), dim=3), of_embedded, found, ctx.needs_input_grad[2])
+        of_estimate = None if of_seen is None else _first(of_seen[..., 3:])
+        return None, None, of_estimate, of_hidden, of_cell, *(found[each] for each in unit.parameters)
+
+
+def _convolve_back(gradient: Tensor, kernel: Tensor, dilation: int = 1, more: Tensor | None = None) -> Tensor:
+    """By a kernel that was turned, a plane of O channels to one of I; `more` is added, and overwritten, if anything."""
+    channels = kernel.shape[1] * kernel.shape[3]
+    scale, bias = gradient.new_ones(channels), gradient.new_zeros(channels)
+    return native.convolve(gradient, kernel, scale, bias, dilation, skip=more, out=more)
+
+
+def _learn(
+    convolution: nn.Conv2d, seen: Tensor, gradient: Tensor, found: Found, goes_back: bool = True
+) -> Tensor | None:
+    """The gradient of what a convolution saw that reads or gives images, (N, H, W, I), unless it is not asked for.
+
+    Args:
+        convolution: of the network.
+        seen: what it saw.
+        gradient: of what it gave, (N, H, W, O).
+        found: where those of its parameters go.
+        goes_back: whether it is asked for.
+    """
+    weight, bias = convolution.weight, cast(Tensor, convolution.bias)
+    how = [len(bias)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    before, found[weight], found[bias] = torch.ops.aten.convolution_backward(
+        _first(gradient), _first(seen), weight, *how, [goes_back, True, True]
+    )
+    return _last(before).contiguous() if goes_back else None
+
+
+def _turn(weight: Tensor) -> Tensor:
+    """The kernel by which a gradient goes back, (O, I, 3, 3) to (I, O, 3, 3)."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def _enlarge(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient of a parameter, by that of its first rows and columns."""
+    whole = torch.zeros_like(parameter)
+    whole[tuple(slice(length) for length in gradient.shape)] = gradient
+    return whole
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    return cast(Tensor, convolution.bias).detach()
+
+
+def _first(plane: Tensor) -> Tensor:
+    """Channels first."""
+    return plane.permute(0, 3, 1, 2)
+
+
+def _last(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1)
