@@ -62,6 +62,23 @@ def test_psnr_is_the_mean_over_pictures_and_levels_off() -> None:
     assert float(fidelity.psnr(first, first)) == pytest.approx(HIGHEST_PSNR)
 
 
+def test_luma_is_what_is_scored() -> None:
+    """By a share of one each term is the benchmarks' own, but for PSNR's levelling off; shares in between mix."""
+    clean, rough = random_pixels(40, 52), random_pixels(40, 52, seed=1)
+    image = np.rint(0.9 * clean + 0.1 * rough).astype(np.uint8)
+    pair = [torch.tensor(each).permute(2, 0, 1)[None].float() / 255 for each in (image, clean)]
+    assert fidelity.luma(pair[1])[0, 0].numpy() * 255 == pytest.approx(luma(clean), abs=1e-3)
+    found = [JointLoss(LossWeights(psnr=1, luma=share))([pair[0]], pair[0], pair[1], 0.0)[1] for share in (0, 0.25, 1)]
+    assert float(found[2]["ssim"]) == pytest.approx(1 - structural_similarity(image, clean), abs=1e-5)
+    scored = psnr(image, clean)
+    levelled = -10 * np.log10(10 ** (-scored / 10) + 10 ** (-HIGHEST_PSNR / 10))
+    assert float(found[2]["psnr"]) == pytest.approx(HIGHEST_PSNR - levelled, abs=1e-3)
+    for term in ("ssim", "psnr"):
+        rgb, mixed, y = (float(each[term]) for each in found)
+        assert rgb != pytest.approx(y, rel=1e-3)
+        assert mixed == pytest.approx(0.75 * rgb + 0.25 * y, rel=1e-4)
+
+
 def test_scores_agree_with_scikit_image() -> None:
     first = random_pixels(120, 96)
     second = np.clip(first.astype(int) + np.random.default_rng(0).integers(-20, 20, first.shape), 0, 255)

@@ -265,6 +265,7 @@ def test_configurations_survive_json() -> None:
         {"patch": 8},
         {"losses": {"ssim": -1.0}},
         {"losses": {"ssim": 0.0, "l1": 0.0}},
+        {"losses": {"luma": 1.5}},
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, object]) -> None:

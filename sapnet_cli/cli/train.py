@@ -182,6 +182,12 @@ def train(
     psnr: Annotated[
         float | None, typer.Option(help="Negative PSNR of each crop, in dB.", rich_help_panel=LOSSES)
     ] = None,
+    luma: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of SSIM and PSNR that is of Y, which benchmarks score.", rich_help_panel=LOSSES
+        ),
+    ] = None,
     pcl: Annotated[float | None, typer.Option(help="Perceptual contrast, VGG-16.", rich_help_panel=LOSSES)] = None,
     lpips: Annotated[float | None, typer.Option(help="LPIPS, VGG-16.", rich_help_panel=LOSSES)] = None,
     ubs: Annotated[
@@ -336,7 +342,15 @@ def train(
                 batch=batch_size,
                 phases=(Phase(1.0),) if progressive is False else None,
                 losses=_given(
-                    ssim=ssim, l1=l1, psnr=psnr, pcl=pcl, lpips=lpips, ubs=ubs, ubs_from=ubs_from, stages=stage_loss
+                    ssim=ssim,
+                    l1=l1,
+                    psnr=psnr,
+                    luma=luma,
+                    pcl=pcl,
+                    lpips=lpips,
+                    ubs=ubs,
+                    ubs_from=ubs_from,
+                    stages=stage_loss,
                 ),
                 augmentation=_given(
                     flip=flip,

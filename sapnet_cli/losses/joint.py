@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sapnet_cli.losses.fidelity import HIGHEST_PSNR, psnr, ssim
+from sapnet_cli.losses.fidelity import HIGHEST_PSNR, luma, psnr, ssim
 from sapnet_cli.losses.perceptual import LPIPSHeads, VGGFeatures, perceptual_contrastive_loss
 from sapnet_cli.losses.segmentation import SegmentationNetwork, background_segmentation_loss
 
@@ -26,6 +26,7 @@ class LossWeights:
         lpips: learned perceptual similarity.
         ubs: unsupervised background segmentation.
         stages: mean absolute error of the earlier units' images, averaged over them, so that they are good images too.
+        luma: share of `ssim` and `psnr`, 0 to 1, that is of Y, as benchmarks score it, not of red, green and blue.
         ubs_from: part of the budget, 0 to 1, after which `ubs` joins.
     """
 
@@ -36,6 +37,7 @@ class LossWeights:
     lpips: float = 0.0
     ubs: float = 0.0
     stages: float = 0.0
+    luma: float = 0.0
     ubs_from: float = 0.5
 
 
@@ -83,9 +85,9 @@ class JointLoss(nn.Module):
         error = (last - clean).abs().mean()
         terms: dict[str, tuple[float, Tensor]] = {"l1": (weights.l1, error)}
         if weights.ssim:
-            terms["ssim"] = (weights.ssim, 1 - ssim(last, clean))
+            terms["ssim"] = (weights.ssim, 1 - self._compare(ssim, last, clean))
         if weights.psnr:
-            terms["psnr"] = (weights.psnr, HIGHEST_PSNR - psnr(last, clean))
+            terms["psnr"] = (weights.psnr, HIGHEST_PSNR - self._compare(psnr, last, clean))
         if weights.stages and earlier:
             errors = torch.stack([(image - clean).abs().mean() for image in earlier])
             terms["stages"] = (weights.stages, errors.mean())
@@ -106,3 +108,9 @@ class JointLoss(nn.Module):
             terms["ubs"] = (weights.ubs, background_segmentation_loss(logits))
         total = sum((weight * term for weight, term in terms.values() if weight), start=torch.zeros_like(error))
         return total, {name: term.detach() for name, (_, term) in terms.items()}
+
+    def _compare(self, measure: Callable[[Tensor, Tensor], Tensor], image: Tensor, clean: Tensor) -> Tensor:
+        """In RGB, in Y, or some of each."""
+        share = self.weights.luma
+        parts = [(1 - share, image, clean), (share, luma(image), luma(clean))]
+        return torch.stack([weight * measure(*pair) for weight, *pair in parts if weight]).sum()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sapnet_cli.losses.fidelity import ssim
+from sapnet_cli.losses.fidelity import LUMA, ssim
 
 ScoreProtocol = Literal["prenet", "restormer"]
 """`prenet`: Y in double, SSIM after shrinking large pictures. `restormer`, also MPRNet's: Y rounded, SSIM as it is."""
@@ -26,8 +26,7 @@ HIGHEST_PSNR = 100.0
 
 def luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Y of MATLAB's `rgb2ycbcr`, not rounded: (H, W, 3) uint8 to (H, W) from 16 to 235."""
-    weights = np.array([65.481, 128.553, 24.966])
-    result: NDArray[np.float64] = 16 + image @ (weights / 255)
+    result: NDArray[np.float64] = 16 + image @ (np.array(LUMA) / 255)
     return result
 
 
