@@ -61,8 +61,8 @@ def kernel_gradient(source: Tensor, gradient: Tensor, dilation: int = 1, state: 
     if state is not None:
         job.state = state.data_ptr()
     native.run("sapnet_kernel_gradient", job)
-    placed = sums.sum(dim=0).transpose(2, 3).reshape(len(places), -1)
-    return (placed.t() @ places.float()).view(outputs, inputs, 3, 3)
+    taps = (places.t().float() @ sums.view(parts, len(places), -1)).sum(dim=0)  # (9, O / T, I, T)
+    return taps.view(9, -1, inputs, together).permute(1, 3, 2, 0).reshape(outputs, inputs, 3, 3)
 
 
 def attention_sums(gradient: Tensor, after: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
