@@ -115,9 +115,11 @@ def test_gradients_are_those_of_the_equations(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_a_compiled_step_has_the_same_gradients() -> None:
-    """What `torch.compile` makes of the convolutions' own gradient: traced, not run through a compiler."""
-    model, rainy = random_model(stages=2, channels=4, dilations=(2,), reduction=2), torch.rand(1, 3, 12, 12)
+@pytest.mark.parametrize("channels", [4, 32])
+def test_a_compiled_step_has_the_same_gradients(channels: int) -> None:
+    """What `torch.compile` makes of the convolutions' own gradient, of networks that else learn in C, too: traced, not
+    run through a compiler."""
+    model, rainy = random_model(stages=2, channels=channels, dilations=(2,), reduction=2), torch.rand(1, 3, 12, 12)
     model.requires_grad_(True)
     parameters = list(model.parameters())
     compiled = torch.compile(model.stage_images, backend="aot_eager", dynamic=False)
