@@ -1,9 +1,8 @@
 """A progressive dilated unit that learns on a CPU, with its gradient, in C: see `native.py` and `gradients.py`.
 
-PyTorch's own, of one operation after the other, takes half as much time again and keeps two and a half times as much
-for the way back. Here attention and ReLU are passed together, and what comes out of them is kept alone: where it is
-positive it tells, less what skips it, the product of attention's scale and the convolution, which is all that their
-gradients need.
+PyTorch, one operation after the other, takes three times as long and keeps two and a half times as much for the way
+back. Here attention and ReLU are passed together, and what comes out of them is kept alone: where it is positive it
+tells, less what skips it, the product of attention's scale and the convolution, which is all that their gradients need.
 """
 
 from __future__ import annotations
