@@ -50,23 +50,45 @@ def test_the_gradient_of_a_kernel(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 7), (40, 67)])
+@pytest.mark.parametrize("dilation", [1, 4])
+@pytest.mark.parametrize("side", native.POINTS)
 @pytest.mark.parametrize("skipped", [False, True])
-def test_the_gradient_of_attention(size: tuple[int, int], skipped: bool) -> None:
-    x, skip, wanted = (plane(3, *size, 32, seed=seed) for seed in range(3))
-    scale = torch.rand(3, 32)
+def test_the_gradient_of_attention(
+    size: tuple[int, int], dilation: int, side: int, skipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of the convolution that comes after it."""
+    monkeypatch.setattr(native, "choose_side", lambda *_: side)
+    x, skip, more, wanted = (plane(3, *size, channels, seed=seed) for seed, channels in enumerate((32, 32, 32, 64)))
+    scale, weight = torch.rand(3, 32), torch.randn(64, 32, 3, 3) / 17
     exact = exactly(x, scale, skip)
     result = (exact[0] * exact[1][:, None, None]).relu()
     if skipped:
         result = (exact[2] + result).relu()
-    of_x, of_scale, *of_skip = torch.autograd.grad((result * wanted).sum(), exact[: 3 if skipped else 2])
-    after, before, target = result.detach().float(), skip if skipped else None, torch.empty_like(wanted)
-    passed, product = gradients.attention_sums(wanted, after, before)
-    near([product / scale, scale * passed], [of_scale, of_x.sum(dim=(1, 2))])
-    gradient, shift = wanted.clone(), torch.randn(3, 32)
-    gradients.pass_attention(gradient, after, scale, shift, before, target if skipped else None)
-    near([target if skipped else gradient], [of_x + shift[:, None, None]])
-    if skipped:
-        near([gradient], of_skip)
+    given = last(functional.conv2d(first(result), weight.double(), padding=dilation, dilation=dilation))
+    total = (given * wanted).sum() + (result * more).sum()
+    of_x, of_scale, *of_skip = torch.autograd.grad(total, exact[: 3 if skipped else 2])
+
+    kernel = native.transform(gradients.turn(weight), native.choose_side(*size, dilation))
+    (plain,) = exactly(torch.zeros_like(x))
+    convolved = last(functional.conv2d(first(plain), weight.double(), padding=dilation, dilation=dilation))
+    whole = torch.autograd.grad((convolved * wanted).sum(), plain)[0]
+    bare, none = gradients.convolve_back(wanted, kernel, dilation)
+    assert none == ()
+    near([bare], [whole])
+    near([gradients.convolve_back(wanted, kernel, dilation, more.clone())[0]], [whole + more])
+
+    through = gradients.Through(result.detach().float(), skip if skipped else None)
+    place = more.clone()
+    passed, sums = gradients.convolve_back(wanted, kernel, dilation, place, through)
+    assert passed is place
+    near([passed], of_skip or [(whole + more) * (result > 0)])
+    near([sums[1] / scale, scale * sums[0]], [of_scale, of_x.sum(dim=(1, 2))], bound=1e-3)
+    shift = torch.randn(3, 32)
+    inner = gradients.pass_attention(passed, scale, shift, through if skipped else None, None if skipped else passed)
+    assert (inner is passed) != skipped
+    near([inner], [of_x + shift[:, None, None]])
+    alone, _ = gradients.convolve_back(wanted, kernel, dilation, through=through)
+    near([alone], [whole * (result > 0)])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 7), (40, 67)])
@@ -103,24 +125,27 @@ def test_gates_at_any_value() -> None:
 
 
 def test_they_write_nowhere_else() -> None:
-    good, scale = plane(1, 9, 9, 16), torch.ones(1, 16)
-    for bad in (plane(1, 8, 9, 16), plane(1, 9, 9, 32), plane(1, 9, 9, 32)[..., ::2], good.half(), good.double()):
-        for wrong in ((bad, good, good), (good, bad, good), (good, good, bad)):
+    good, scale, kernel = plane(1, 9, 9, 32), torch.ones(1, 32), native.transform(torch.zeros(32, 32, 3, 3), 4)
+    for bad in (plane(1, 8, 9, 32), plane(1, 9, 9, 64), plane(1, 9, 9, 64)[..., ::2], good.half(), good.double()):
+        for gradient, through, place in (
+            (bad, (good, good), good),
+            (good, (bad, good), good),
+            (good, (good, bad), good),
+            (good, (good, good), bad),
+        ):
             with pytest.raises(ValueError, match="what is to be"):
-                gradients.attention_sums(*wrong)
-            gradient, after, before = wrong
+                gradients.pass_attention(gradient, scale, scale, gradients.Through(*through), place)
             with pytest.raises(ValueError, match="what is to be"):
-                gradients.pass_attention(gradient, after, scale, scale, before, good)
-            with pytest.raises(ValueError, match="what is to be"):
-                gradients.step_back(good.repeat(1, 1, 1, 4), *wrong)
-        with pytest.raises(ValueError, match="what is to be"):
-            gradients.pass_attention(good, good, scale, scale, good, bad)
+                gradients.convolve_back(gradient, kernel, 1, place, gradients.Through(*through))
+            if place is good:
+                with pytest.raises(ValueError, match="what is to be"):
+                    gradients.step_back(good.repeat(1, 1, 1, 4), through[0], gradient, through[1])
         with pytest.raises(ValueError, match="what is to be"):
             gradients.step_back(bad, good, good, good)
-    for bad in (torch.ones(16), torch.ones(2, 16), torch.ones(1, 32)):
+    for bad in (torch.ones(32), torch.ones(2, 32), torch.ones(1, 64)):
         for pair in ((bad, scale), (scale, bad)):
             with pytest.raises(ValueError, match="what is to be"):
-                gradients.pass_attention(good, good, *pair)
+                gradients.pass_attention(good, *pair)
     wanted = plane(1, 9, 9, 64)
     for seen, gradient, state in (
         (plane(1, 8, 9, 32), wanted, None),

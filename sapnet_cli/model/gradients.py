@@ -6,19 +6,34 @@ Sums are in parts, and depend on how many threads there are.
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sapnet_cli.model import compiled, native
 
+Sums: TypeAlias = tuple[Tensor, ...]
+"""Of each picture, of a gradient where it passes all ReLUs, and of that times x, (N, C) both; or none."""
+
+
+class Through(NamedTuple):
+    """What came out of `ReLU(x)`, or of `ReLU(skipped + ReLU(x))` and what skipped it; planes."""
+
+    after: Tensor
+    skipped: Tensor | None = None
+
+    def planes(self) -> tuple[Tensor, ...]:
+        """Those that there are."""
+        return (self.after,) if self.skipped is None else (self.after, self.skipped)
+
 
 class AttentionGradient(ctypes.Structure):
     """That of `c/backward.c`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("gradient", "after", "before", "scale", "shift", "target", "sums")),
-        *((name, ctypes.c_long) for name in ("count", "pixels", "channels", "parts", "next")),
+        *((name, ctypes.c_void_p) for name in ("gradient", "scale", "shift", "target", "after", "before")),
+        *((name, ctypes.c_long) for name in ("count", "pixels", "channels", "next")),
     )
 
 
@@ -65,59 +80,78 @@ def kernel_gradient(source: Tensor, gradient: Tensor, dilation: int = 1, state: 
     return taps.view(9, -1, inputs, together).permute(1, 3, 2, 0).reshape(outputs, inputs, 3, 3)
 
 
-def attention_sums(gradient: Tensor, after: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What the gradients of attention's scale and of the convolution's bias are told by.
+def turn(weight: Tensor) -> Tensor:
+    """The kernel by which a gradient goes back, (O, I, 3, 3) to (I, O, 3, 3)."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def convolve_back(
+    gradient: Tensor, kernel: Tensor, dilation: int = 1, more: Tensor | None = None, through: Through | None = None
+) -> tuple[Tensor, Sums]:
+    """The gradient of what a convolution read, by that of what it gave, which is a convolution, too.
 
     Args:
-        gradient: of what comes out, a plane.
-        after: what comes out, `ReLU(scale x)`, a plane like it.
-        before: what skips it, if anything: `ReLU(before + ReLU(scale x))` comes out. A plane like it.
+        gradient: of what it gave, a plane of O channels.
+        kernel: the convolution's, turned (`turn`) and transformed (`native.transform`).
+        dilation: of the convolution.
+        more: what is added, a plane of I channels, which is overwritten by the sum; if anything.
+        through: what the convolution read, where that came out of ReLUs that the gradient is to pass.
 
     Returns:
-        Of each picture, (N, C) both, sums of the gradient where `scale x` passes, and of its product with `scale x`.
+        A plane of I channels, and its sums by `through`; those are empty without one.
 
     Raises:
+        MemoryError: there is none for a few tiles.
         ValueError: a plane is of another shape or kind, or in pieces.
     """
-    count, channels = len(gradient), gradient.shape[3]
-    parts = native.PARTS * torch.get_num_threads()
-    sums = gradient.new_empty(count, parts, 2, channels)
-    job = _begin_attention(gradient, after, before)
-    job.sums, job.parts = sums.data_ptr(), parts
-    compiled.program().run("sapnet_sum_attention", ctypes.addressof(job))
-    passed, product = sums.sum(dim=1).unbind(dim=1)
-    return passed, product
+    inputs = kernel.shape[1] * kernel.shape[3]
+    if through is None:
+        one, zero = gradient.new_ones(inputs), gradient.new_zeros(inputs)
+        return native.convolve(gradient, kernel, one, zero, dilation, skip=more, out=more), ()
+    shape = *gradient.shape[:3], inputs
+    target = gradient.new_empty(shape) if more is None else more
+    native.check(gradient, gradient.shape)
+    for plane in (target, *through.planes()):
+        native.check(plane, shape)
+    sums = gradient.new_empty(native.PARTS * torch.get_num_threads(), len(gradient), 2, inputs)
+    job = native.begin(gradient, kernel, inputs, dilation)
+    native.check_kernel(job, kernel)
+    job.parts, job.sums, job.target = len(sums), sums.data_ptr(), target.data_ptr()
+    job.skip = None if more is None else target.data_ptr()
+    job.after = through.after.data_ptr()
+    job.skipped = None if through.skipped is None else through.skipped.data_ptr()
+    native.run("sapnet_convolve", job)
+    return target, tuple(sums.sum(dim=0).unbind(dim=1))
 
 
 def pass_attention(
-    gradient: Tensor,
-    after: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    before: Tensor | None = None,
-    out: Tensor | None = None,
-) -> None:
-    """The gradient of x, where attention and ReLU make of it what `attention_sums` says, `scale * passed + shift`.
+    gradient: Tensor, scale: Tensor, shift: Tensor, through: Through | None = None, out: Tensor | None = None
+) -> Tensor:
+    """The gradient of x, of which attention and ReLUs make `ReLU(scale x)`, or `ReLU(skipped + ReLU(scale x))`.
 
     Args:
-        gradient: of what comes out, a plane; it becomes that of what skips it, if anything, and else that of x.
-        after: as there.
+        gradient: what passed the ReLU, or the outer one, a plane.
         scale: attention's, (N, C).
         shift: what it adds to the gradient of each pixel, as x is what it is told by, (N, C).
-        before: as there.
-        out: where the gradient of x goes if something skips it, a plane like it.
+        through: what came out, and what skipped it; None where nothing did.
+        out: where it goes, a plane like it; a new one without.
 
     Raises:
         ValueError: one of them is of another shape or kind, or in pieces.
     """
-    count, channels = len(gradient), gradient.shape[3]
-    target = gradient if out is None else out
-    native.check(target, gradient.shape)
+    count, height, width, channels = gradient.shape
+    target = torch.empty_like(gradient) if out is None else out
+    native.check_multiples(compiled.program().lanes, channels)
+    for plane in (gradient, target, *(() if through is None else through.planes())):
+        native.check(plane, gradient.shape)
     for vectors in (scale, shift):
         native.check(vectors, (count, channels))
-    job = _begin_attention(gradient, after, before)
-    job.scale, job.shift, job.target = scale.data_ptr(), shift.data_ptr(), target.data_ptr()
+    job = AttentionGradient(*(each.data_ptr() for each in (gradient, scale, shift, target)))
+    if through is not None and through.skipped is not None:
+        job.after, job.before = (plane.data_ptr() for plane in through.planes())
+    job.count, job.pixels, job.channels = count, height * width, channels
     compiled.program().run("sapnet_pass_attention", ctypes.addressof(job))
+    return target
 
 
 def step_back(
@@ -151,13 +185,3 @@ def step_back(
     job.pixels, job.channels, job.parts = hidden.numel() // channels, channels, parts
     compiled.program().run("sapnet_step_back", ctypes.addressof(job))
     return of_gates, of_before, sums.sum(dim=0)
-
-
-def _begin_attention(gradient: Tensor, after: Tensor, before: Tensor | None) -> AttentionGradient:
-    native.check_multiples(compiled.program().lanes, gradient.shape[3])
-    for plane in (gradient, after) if before is None else (gradient, after, before):
-        native.check(plane, gradient.shape)
-    job = AttentionGradient(gradient=gradient.data_ptr(), after=after.data_ptr())
-    job.before = None if before is None else before.data_ptr()
-    job.count, job.pixels, job.channels = len(gradient), gradient.shape[1] * gradient.shape[2], gradient.shape[3]
-    return job

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sapnet_cli.model import gradients, native
 from sapnet_cli.model.convolution import lay_for_means
@@ -23,6 +24,9 @@ BYTES_PER_PIXEL = 3200
 
 Planes: TypeAlias = tuple[Tensor, Tensor]
 """Hidden and cell state, (B, H, W, C) each."""
+
+CONVOLUTION = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+"""To PyTorch: stride, padding and dilation of one that keeps the size, not transposed."""
 
 Found: TypeAlias = dict[Tensor, Tensor]
 """Gradients of parameters."""
@@ -45,9 +49,11 @@ class LearningUnit:
         first, of_features, of_state = gates[: 3 * channels, :channels], gates[:, :channels], gates[:, channels:]
         self.first_gates, self.gates = self.lay(first), self.lay(gates)
         self.first_back, self.features_back, self.state_back = (
-            self.lay(_turn(each)) for each in (first, of_features, of_state)
+            self.lay(gradients.turn(each)) for each in (first, of_features, of_state)
         )
-        self.project = model.project.weight.detach().permute(2, 3, 0, 1).contiguous()
+        project = model.project.weight.detach()
+        self.project = project.permute(2, 3, 0, 1).contiguous()
+        self.project_back = self.lay(gradients.turn(functional.pad(project, (0, 0, 0, 0, 0, 0, 0, channels - 3))))
         self.layers = [
             _Layer(self, convolution, attention)
             for block in cast(Any, model.blocks)
@@ -69,9 +75,9 @@ class _Layer:
 
     def __init__(self, unit: LearningUnit, convolution: nn.Conv2d, attention: ChannelResidualAttention | None) -> None:
         self._weight, self._bias = convolution.weight, cast(Tensor, convolution.bias)
-        self._attention, self._dilation = attention, convolution.dilation[0]
+        self._attention, self.dilation = attention, convolution.dilation[0]
         weight = self._weight.detach()
-        self._kernel, self._back = (unit.lay(each, self._dilation) for each in (weight, _turn(weight)))
+        self._kernel, self.back = (unit.lay(each, self.dilation) for each in (weight, gradients.turn(weight)))
         self._for_means = lay_for_means(weight)
 
     def pooled(self, cores: Tensor) -> native.Pooled | None:
@@ -79,7 +85,7 @@ class _Layer:
         if self._attention is None:
             return None
         means, bias = torch.empty(len(cores), len(self._bias)), self._bias.detach()
-        return native.Pooled(means, cores, self._for_means, bias, self._dilation)
+        return native.Pooled(means, cores, self._for_means, bias, self.dilation)
 
     def forward(
         self, features: Tensor, means: Tensor | None, following: native.Pooled | None, skip: Tensor | None
@@ -93,32 +99,29 @@ class _Layer:
             skip: a plane like it.
         """
         scale = self._scale(len(features), means)
-        kernel = self._kernel, scale, scale * self._bias, self._dilation
+        kernel = self._kernel, scale, scale * self._bias, self.dilation
         return native.convolve(features, *kernel, relu=True, skip=skip, pooled=following)
 
     def backward(
         self,
         features: Tensor,
         means: Tensor | None,
-        after: Tensor,
         gradient: Tensor,
+        sums: gradients.Sums,
         found: Found,
-        skip: Tensor | None = None,
-        more: Tensor | None = None,
+        through: gradients.Through | None = None,
     ) -> Tensor:
-        """The gradient of the features, by that of what came of them.
+        """The gradient of the convolution, by that of what came out.
 
         Args:
-            features: as they went into `forward`, and so `means` and `skip`.
+            features: as they went into `forward`, and so `means`.
             means: see there.
-            after: what came out.
-            gradient: of that. It becomes that of `skip`, or, without one, is lost.
+            gradient: of what came out, past the outer ReLU; without a skip it is lost.
+            sums: of it.
             found: where those of the parameters go.
-            skip: see there.
-            more: what is added, and overwritten, if anything.
+            through: what came out, and what skipped it, if anything did.
         """
-        passed, product = gradients.attention_sums(gradient, after, skip)
-        pixels = after.shape[1] * after.shape[2]
+        passed, product = sums
         with torch.enable_grad():
             pooled = None if means is None else means.detach().requires_grad_()
             scale = self._scale(len(features), pooled)
@@ -128,12 +131,12 @@ class _Layer:
             of_scale = product / scale.detach().clamp(min=torch.finfo(scale.dtype).tiny)
             of_mean, *of_learnt = torch.autograd.grad(scale, (cast(Tensor, pooled), *learnt), of_scale)
             found.update(zip(learnt, of_learnt))
-        scale = scale.detach()
-        inner = gradient if skip is None else torch.empty_like(gradient)
-        gradients.pass_attention(gradient, after, scale, of_mean / pixels, skip, inner)
+        scale, pixels = scale.detach(), features.shape[1] * features.shape[2]
+        out = gradient if through is None else None
+        inner = gradients.pass_attention(gradient, scale, of_mean / pixels, through, out)
         found[self._bias] = (scale * passed + of_mean).sum(dim=0)
-        found[self._weight] = gradients.kernel_gradient(features, inner, self._dilation)
-        return _convolve_back(inner, self._back, self._dilation, more)
+        found[self._weight] = gradients.kernel_gradient(features, inner, self.dilation)
+        return inner
 
     def _scale(self, count: int, means: Tensor | None) -> Tensor:
         """Attention's, (N, C); one without any."""
@@ -188,11 +191,22 @@ class _Unit(torch.autograd.Function):
         rainy, estimate, embedded, gates, hidden, cell, *rest = ctx.saved_tensors
         planes, means = rest[: ctx.planes], rest[ctx.planes :]
         of_image = torch.zeros_like(rainy) if of_image is None else _last(of_image)
-        gradient = cast(Tensor, _learn(model.project, planes[-1], of_image, found))
-        for second in reversed(range(1, len(layers), 2)):
-            first, (before, inner, after) = second - 1, planes[second - 1 : second + 2]
-            through = layers[second].backward(inner, means[second], after, gradient, found, skip=before)
-            gradient = layers[first].backward(before, means[first], inner, through, found, more=gradient)
+        wide = functional.pad(of_image, (0, model.config.channels - 3))  # as many channels as C takes
+        found[model.project.weight] = gradients.kernel_gradient(planes[-1], wide)[:3]
+        found[cast(Tensor, model.project.bias)] = of_image.sum(dim=(0, 1, 2))
+
+        def came_of(plane: int) -> gradients.Through | None:
+            """The ReLUs that a plane came out of: two, where it came out of a pair of layers, none at first."""
+            return gradients.Through(planes[plane], planes[plane - 2]) if plane else None
+
+        gradient, sums = gradients.convolve_back(wide, unit.project_back, through=came_of(len(layers)))
+        for start in reversed(range(0, len(layers), 2)):
+            first, second = layers[start : start + 2]
+            inner = second.backward(planes[start + 1], means[start + 1], gradient, sums, found, came_of(start + 2))
+            inside = gradients.Through(planes[start + 1])
+            within, sums = gradients.convolve_back(inner, second.back, second.dilation, through=inside)
+            inner = first.backward(planes[start], means[start], within, sums, found)
+            gradient, sums = gradients.convolve_back(inner, first.back, first.dilation, gradient, came_of(start))
         if of_shown is not None:
             gradient.add_(of_shown)
         of_gates, of_cell, of_bias = gradients.step_back(gates, cell, gradient, of_remembered)
@@ -200,45 +214,16 @@ class _Unit(torch.autograd.Function):
         # what the first unit has no use for
         found[cast(Tensor, model.gates.bias)] = _enlarge(of_bias, cast(Tensor, model.gates.bias))
         found[model.gates.weight] = _enlarge(of_weight, model.gates.weight)
-        of_hidden = None if hidden is None else _convolve_back(of_gates, unit.state_back)
-        of_embedded = _convolve_back(of_gates, unit.first_back if hidden is None else unit.features_back)
-        one, zero = (torch.full((len(rainy), model.config.channels), value) for value in (1.0, 0.0))
-        gradients.pass_attention(of_embedded, embedded, one, zero)  # which is its ReLU alone
-        of_seen = _learn(model.embed, torch.cat((rainy, estimate), dim=3), of_embedded, found, ctx.needs_input_grad[2])
-        of_estimate = None if of_seen is None else _first(of_seen[..., 3:])
+        of_hidden = None if hidden is None else gradients.convolve_back(of_gates, unit.state_back)[0]
+        back = unit.first_back if hidden is None else unit.features_back
+        of_embedded, (passed, _) = gradients.convolve_back(of_gates, back, through=gradients.Through(embedded))
+        found[cast(Tensor, model.embed.bias)] = passed.sum(dim=0)
+        seen, goes_back = torch.cat((rainy, estimate), dim=3), ctx.needs_input_grad[2]
+        of_seen, found[model.embed.weight], _ = torch.ops.aten.convolution_backward(
+            _first(of_embedded), _first(seen), model.embed.weight, None, *CONVOLUTION, [goes_back, True, False]
+        )
+        of_estimate = of_seen[:, 3:] if goes_back else None
         return None, None, of_estimate, of_hidden, of_cell, *(found[each] for each in unit.parameters)
-
-
-def _convolve_back(gradient: Tensor, kernel: Tensor, dilation: int = 1, more: Tensor | None = None) -> Tensor:
-    """By a kernel that was turned, a plane of O channels to one of I; `more` is added, and overwritten, if anything."""
-    channels = kernel.shape[1] * kernel.shape[3]
-    scale, bias = gradient.new_ones(channels), gradient.new_zeros(channels)
-    return native.convolve(gradient, kernel, scale, bias, dilation, skip=more, out=more)
-
-
-def _learn(
-    convolution: nn.Conv2d, seen: Tensor, gradient: Tensor, found: Found, goes_back: bool = True
-) -> Tensor | None:
-    """The gradient of what a convolution saw that reads or gives images, (N, H, W, I), unless it is not asked for.
-
-    Args:
-        convolution: of the network.
-        seen: what it saw.
-        gradient: of what it gave, (N, H, W, O).
-        found: where those of its parameters go.
-        goes_back: whether it is asked for.
-    """
-    weight, bias = convolution.weight, cast(Tensor, convolution.bias)
-    how = [len(bias)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
-    before, found[weight], found[bias] = torch.ops.aten.convolution_backward(
-        _first(gradient), _first(seen), weight, *how, [goes_back, True, True]
-    )
-    return _last(before).contiguous() if goes_back else None
-
-
-def _turn(weight: Tensor) -> Tensor:
-    """The kernel by which a gradient goes back, (O, I, 3, 3) to (I, O, 3, 3)."""
-    return weight.flip(2, 3).transpose(0, 1)
 
 
 def _enlarge(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Convolution(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip")),
-        *((name, ctypes.c_void_p) for name in ("target", "before", "cell", "gates", "sums")),
+        *((name, ctypes.c_void_p) for name in ("target", "before", "cell", "gates", "after", "skipped", "sums")),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "own", "outputs", "dilation")),
         *((name, ctypes.c_long) for name in ("side", "halves", "each", "relu", "parts", "next", "failed")),
     )
@@ -308,9 +308,20 @@ def begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int = 1) -> Co
     return job
 
 
+def check_kernel(job: Convolution, transformed: Tensor) -> None:
+    """Takes the side of the tiles that a kernel was transformed for.
+
+    Raises:
+        ValueError: it is for other channels, or in pieces.
+    """
+    together = outputs_together()
+    check(transformed, (transformed.shape[0], job.outputs // together, job.inputs, together))
+    job.side = math.isqrt(transformed.shape[0]) - 2
+
+
 def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Pooled | None) -> None:
     """Runs a convolution, and pools what it gives."""
-    job.side = math.isqrt(len(transformed)) - 2
+    check_kernel(job, transformed)
     if pooled is None:
         run("sapnet_convolve", job)
         return

@@ -11,57 +11,21 @@ enum {
 
 /* What the threads of attention's gradient share; `AttentionGradient` of `gradients.py` has the same fields. */
 typedef struct {
-    float *gradient;                  /* of what came out, (count, pixels, channels); of `before` in the end, if there is one */
-    const float *after;               /* what came out: ReLU(scale x), or ReLU(before + ReLU(scale x)) */
-    const float *before;              /* what skipped it, or none */
+    const float *gradient;            /* (count, pixels, channels): what passed the ReLU of ReLU(scale x), or the outer one of
+                                         ReLU(before + ReLU(scale x)) */
     const float *scale, *shift;       /* (count, channels): attention's, and what it adds to the gradient of each pixel */
-    float *target;                    /* the gradient of x; it may be where that of what came out is */
-    float *sums;                      /* (count, parts, 2, channels): of the gradient where scale x passes, and times scale x */
+    float *target;                    /* the gradient of x; it may be where the other is */
+    const float *after, *before;      /* what came out of the latter, and what skipped it; or none */
     long count, pixels, channels;
-    long parts, next;                 /* of a picture, and of all, that no thread has taken yet */
+    long next;                        /* of some pixels each, that no thread has taken yet */
 } AttentionGradient;
 
-/* Some pixels of a part: the next ones, from `first` on. */
+/* Some pixels, from the first on. */
 static long some_of(long first, long end) { return first + SOME < end ? first + SOME : end; }
 
-/* What passes the ReLUs of a vector's gradient: through the outer one, which there is where something skips, and the inner. */
-INLINE void pass(const AttentionGradient *job, const int skipped, long value, Vector *outer, Vector *inner, Vector *result) {
-    const Vector after = load(job->after + value);
-    *outer = where_positive(after, load(job->gradient + value));
-    *result = skipped ? larger(all(0), sub(after, load(job->before + value))) : after; /* scale x, where it is positive */
-    *inner = where_positive(*result, *outer);
-}
-
-INLINE void sum_attention(const int skipped, AttentionGradient *job) {
-    const long channels = job->channels;
-    for (;;) {
-        const long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED), picture = part / job->parts;
-        if (picture >= job->count) return;
-        const long begin = job->pixels * (part % job->parts) / job->parts;
-        const long end = job->pixels * (part % job->parts + 1) / job->parts;
-        float *sums = memset(job->sums + part * 2 * channels, 0, sizeof(float) * 2 * channels);
-        for (long first = begin; first < end; first = some_of(first, end))
-            for (long channel = 0; channel < channels; channel += LANES) {
-                Vector passed = all(0), product = all(0), outer, inner, result;
-                for (long pixel = first; pixel < some_of(first, end); pixel++) {
-                    pass(job, skipped, (picture * job->pixels + pixel) * channels + channel, &outer, &inner, &result);
-                    passed = add(passed, inner);
-                    product = product_plus(inner, result, product);
-                }
-                store(sums + channel, add(load(sums + channel), passed));
-                store(sums + channels + channel, add(load(sums + channels + channel), product));
-            }
-    }
-}
-
-/* What each thread runs: the sums that the gradient of attention's scale, and of the bias, are told by. */
-void sapnet_sum_attention(void *shared) {
+/* What each thread runs: some pixels at a time until there are none left. */
+void sapnet_pass_attention(void *shared) {
     AttentionGradient *job = shared;
-    if (job->before) sum_attention(1, job);
-    else sum_attention(0, job);
-}
-
-INLINE void pass_attention(const int skipped, AttentionGradient *job) {
     const long channels = job->channels, pieces = (job->pixels + SOME - 1) / SOME;
     for (;;) {
         const long piece = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED), picture = piece / pieces;
@@ -71,19 +35,11 @@ INLINE void pass_attention(const int skipped, AttentionGradient *job) {
         for (long pixel = begin; pixel < end; pixel++)
             for (long channel = 0; channel < channels; channel += LANES) {
                 const long value = pixel * channels + channel, vector = picture * channels + channel;
-                Vector outer, inner, result;
-                pass(job, skipped, value, &outer, &inner, &result);
-                if (skipped) store(job->gradient + value, outer);
-                store(job->target + value, product_plus(inner, load(job->scale + vector), load(job->shift + vector)));
+                Vector gradient = load(job->gradient + value);
+                if (job->before) gradient = where_positive(sub(load(job->after + value), load(job->before + value)), gradient);
+                store(job->target + value, product_plus(gradient, load(job->scale + vector), load(job->shift + vector)));
             }
     }
-}
-
-/* What each thread runs: the gradient of what attention scaled. */
-void sapnet_pass_attention(void *shared) {
-    AttentionGradient *job = shared;
-    if (job->before) pass_attention(1, job);
-    else pass_attention(0, job);
 }
 
 /* What the threads of an LSTM's gradient share; `StepGradient` of `gradients.py` has the same fields. */

@@ -144,6 +144,38 @@ INLINE void fetch(const long side, const int halves, const Convolution *job, con
     }
 }
 
+/* Writes a tile as `write_tile` does, but the gradient of what came `after`, ReLU(x) or, where something skipped,
+   ReLU(skipped + ReLU(x)): what passes the outer ReLU is written. What passes all, and the product of that with x, are
+   added to sums, (count, 2, as target). */
+INLINE void write_gradient(const long side, const Convolution *job, Place place, const float *from, float *sums) {
+    const long outputs = job->outputs;
+    float *passed = sums + place.picture * 2 * outputs, *products = passed + outputs;
+    for (long channel = 0; channel < outputs; channel += LANES) {
+        Vector columns[SEEN][LARGE], pass = all(0), product = all(0);
+        read_columns(side, from + channel, apart(side, outputs), columns);
+        for (int y = 0; y < side && y < place.rows; y++) {
+            Vector result[LARGE];
+            read_row(side, columns, y, result);
+            for (int x = 0; x < side && x < place.columns; x++) {
+                const long value = pixel_of(job, place, y, x) * outputs + channel;
+                const Vector after = load(job->after + value);
+                Vector gradient = result[x], activated = after;
+                if (job->skip) gradient = add(gradient, load((const float *)job->skip + value));
+                gradient = where_positive(after, gradient);
+                store((float *)job->target + value, gradient);
+                if (job->skipped) {
+                    activated = larger(all(0), sub(after, load(job->skipped + value)));
+                    gradient = where_positive(activated, gradient);
+                }
+                pass = add(pass, gradient);
+                product = product_plus(gradient, activated, product);
+            }
+        }
+        store(passed + channel, add(load(passed + channel), pass));
+        store(products + channel, add(load(products + channel), product));
+    }
+}
+
 /* Takes parts of the tiles until there are none left. */
 INLINE void convolve(const long side, const int halves, Convolution *shared) {
     const Convolution own = *shared, *job = &own; /* which nothing that is stored can be, so that it is read once */
@@ -156,7 +188,7 @@ INLINE void convolve(const long side, const int halves, Convolution *shared) {
     for (;;) {
         long part = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
         if (part >= parts) break;
-        const long summed = job->count * job->width * channels;
+        const long summed = job->count * (job->after ? 2 : job->width) * channels;
         float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
         long end = tiling.number * (part + 1) / parts;
         for (long begin = tiling.number * part / parts; begin < end; begin += at_once) {
@@ -179,6 +211,7 @@ INLINE void convolve(const long side, const int halves, Convolution *shared) {
             }
             for (long tile = 0; tile < number; tile++)
                 if (job->cell) write_state(side, halves, job, tiles[tile], given + tile * outputs, sums);
+                else if (job->after) write_gradient(side, job, tiles[tile], given + tile * outputs, sums);
                 else write_tile(side, halves, job, tiles[tile], given + tile * outputs, sums);
         }
     }

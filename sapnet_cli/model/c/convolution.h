@@ -13,7 +13,8 @@ typedef struct {
     const void *before;               /* of an LSTM, which has a cell: the cell state before, where there is a state */
     void *cell;                       /* the next one, or none; it may be that before */
     float *gates;                     /* of an LSTM, before their sigmoid or hyperbolic tangent, to be kept, or none */
-    float *sums;                      /* (parts, count, width, as target): of target over rows, or none */
+    const float *after, *skipped;     /* of a gradient: see `write_gradient`; or none */
+    float *sums;                      /* (parts, count, width, as target): of target over rows, or none; see `write_gradient` */
     long count, height, width, inputs, own, outputs, dilation;
     long side;                        /* of the tiles, SMALL or LARGE */
     long halves;                      /* what source, state, skip, target, before and cell are, or floats; gradients are floats */
