@@ -215,6 +215,7 @@ class SAPNet(nn.Module):
         return images
 
     def _learns_in_c(self, rainy: Tensor) -> bool:
+        """Whether these pictures are a step of training that is computed by `LearningUnit`."""
         learns = torch.is_grad_enabled() and self.embed.weight.requires_grad and not rainy.requires_grad
         if not learns or torch.is_autocast_enabled(rainy.device.type) or torch.compiler.is_compiling():
             return False

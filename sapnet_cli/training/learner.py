@@ -50,7 +50,7 @@ class Learner:
     def __init__(
         self, config: TrainingConfig, loss: JointLoss, processes: Processes, compiled: bool, start: SAPNet | None = None
     ) -> None:
-        self.config, self.processes, self.device, self.compiled = config, processes, processes.device, compiled
+        self.config, self.processes, self.device, self._compiled = config, processes, processes.device, compiled
         self.precision = choose_training_precision(config.precision, self.device)
         self.loss: JointLoss = _channels_last(loss, self.device)
         for module in self.loss.modules():
@@ -169,7 +169,7 @@ class Learner:
     def _unit_bytes(self, shape: StepShape) -> int:
         """What one unit of a step keeps for the backward pass."""
         each = BYTES_PER_PIXEL // (1 if self.precision is torch.float32 else 2)
-        if not self.compiled and learning.suits(self.config.model, self.device, self.precision):
+        if not self._compiled and learning.suits(self.config.model, self.device, self.precision):
             each = learning.BYTES_PER_PIXEL
         return shape.batch * shape.patch**2 * each
 
