@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sapnet_cli.model import gradients, learning, native
+from sapnet_cli.model.convolution import turn
 from sapnet_cli.model.sapnet import SAPNet, global_average_pool
 from sapnet_cli.training.config import Budget, TrainingConfig
 from sapnet_cli.training.trainer import compiling_pays
@@ -68,7 +69,7 @@ def test_the_gradient_of_attention(
     total = (given * wanted).sum() + (result * more).sum()
     of_x, of_scale, *of_skip = torch.autograd.grad(total, exact[: 3 if skipped else 2])
 
-    kernel = native.transform(gradients.turn(weight), native.choose_side(*size, dilation))
+    kernel = native.transform(turn(weight), native.choose_side(*size, dilation))
     (plain,) = exactly(torch.zeros_like(x))
     convolved = last(functional.conv2d(first(plain), weight.double(), padding=dilation, dilation=dilation))
     whole = torch.autograd.grad((convolved * wanted).sum(), plain)[0]
@@ -224,4 +225,5 @@ def test_only_what_can_be_is_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiling_does_not_pay_where_it_is_in_c() -> None:
     config, here = TrainingConfig(Budget(10**6, "iterations"), precision="fp32"), torch.device("cpu")
     narrow = replace(config, model=random_model(channels=8).config)
-    assert [compiling_pays(each, 10**6, here) for each in (config, narrow)] == [False, shutil.which("g++") is not None]
+    pays = [compiling_pays(each, 10**6, here, torch.float32) for each in (config, narrow)]
+    assert pays == [False, shutil.which("g++") is not None]

@@ -312,6 +312,15 @@ def run(arguments: list[str], code: int = 0) -> subprocess.CompletedProcess[str]
     return result
 
 
+def test_a_slow_precision_is_said_once(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sapnet_cli.engine.hardware.fast_float", lambda: torch.float32)
+    options = small_run(pairs, tmp_path / "run", tmp_path / "start.safetensors", 2)
+    options.remove("--no-compile")
+    options[options.index("fp32")] = "bf16"
+    options[options.index("--validations") + 1] = 0  # whose engine says it, too
+    assert invoke("train", *options).stderr.count("slow in bf16") == 1
+
+
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():

@@ -198,17 +198,19 @@ class _Signals:
 def compare_steps(changes: Changes, device: str, compiled: bool | None, out: Output) -> None:
     """Times our step against the authors' and says what came out."""
     from sapnet_cli.training.benchmark import time_steps
+    from sapnet_cli.training.learner import choose_training_precision
     from sapnet_cli.training.plan import build_features, build_loss, build_segmentation, plan_run
     from sapnet_cli.training.processes import join_processes
     from sapnet_cli.training.trainer import COMPILE_ITERATIONS, compiling_pays
 
     plan, processes = plan_run(changes, needs_data=False), join_processes(device)
     config, losses = plan.training, plan.training.losses
+    precision = choose_training_precision(config.precision, processes.device)
     if compiled is None:  # as in a long run
-        compiled = compiling_pays(config, COMPILE_ITERATIONS, processes.device)
+        compiled = compiling_pays(config, COMPILE_ITERATIONS, processes.device, precision)
     features = (lambda: build_features(plan)) if losses.pcl or losses.lpips else None
     segmentation = (lambda: build_segmentation(plan)) if losses.ubs else None
-    timing = time_steps(config, build_loss(plan), processes, compiled, segmentation, features)
+    timing = time_steps(config, build_loss(plan), processes, precision, compiled, segmentation, features)
     on = ", ".join(name for name in ("ssim", "l1", "psnr", "pcl", "lpips", "ubs") if getattr(losses, name))
     how = f"{timing.precision}{', compiled' if compiled else ''}"
     ours, authors = config.batch / timing.ours, config.batch / timing.authors

@@ -62,7 +62,7 @@ class NativeWeights(FusedWeights):
         self.convolutions: dict[nn.Conv2d, NativeKernel] = {}
         self.attention: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}
         for block in residual_blocks(model):
-            for convolution, attention in ((block.conv1, block.attention1), (block.conv2, block.attention2)):
+            for convolution, attention in block.layers:
                 self.convolutions[convolution] = NativeKernel(*parameters(convolution), convolution.dilation[0])
                 if attention is not None:
                     self.attention[attention] = lay_attention(attention)

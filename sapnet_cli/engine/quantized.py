@@ -204,7 +204,7 @@ class QuantizedWeights(FusedWeights):
         self.convolutions: dict[nn.Conv2d, ByteKernel] = {
             convolution: pack(*parameters(convolution), dilation=convolution.dilation[0])
             for block in residual_blocks(model)
-            for convolution in (block.conv1, block.conv2)
+            for convolution, _ in block.layers
         }
         self.lost = {
             convolution: (lay_for_means(kernel.lost), torch.zeros(len(kernel.lost)))

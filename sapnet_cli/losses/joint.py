@@ -112,5 +112,7 @@ class JointLoss(nn.Module):
     def _compare(self, measure: Callable[[Tensor, Tensor], Tensor], image: Tensor, clean: Tensor) -> Tensor:
         """In RGB, in Y, or some of each."""
         share = self.weights.luma
-        parts = [(1 - share, image, clean), (share, luma(image), luma(clean))]
-        return torch.stack([weight * measure(*pair) for weight, *pair in parts if weight]).sum()
+        if not share:
+            return measure(image, clean)
+        in_y = measure(luma(image), luma(clean))
+        return in_y if share == 1 else (1 - share) * measure(image, clean) + share * in_y

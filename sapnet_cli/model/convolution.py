@@ -72,9 +72,8 @@ class _Convolve(torch.autograd.Function):
         (gradient,), (features, weight) = gradients, ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         before = None
-        if ctx.needs_input_grad[0]:  # a convolution, too, by the kernel turned by half
-            turned = weight.flip(2, 3).transpose(0, 1)
-            before = functional.conv2d(gradient, turned, padding=ctx.dilation, dilation=ctx.dilation)
+        if ctx.needs_input_grad[0]:  # a convolution, too
+            before = functional.conv2d(gradient, turn(weight), padding=ctx.dilation, dilation=ctx.dilation)
         return before, kernel_gradient(features, gradient, ctx.dilation), gradient.sum(dim=(0, 2, 3)), None
 
 
@@ -95,6 +94,11 @@ class Convolution(nn.Conv2d):
     def forward(self, features: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H, W)."""
         return convolve(features, self.weight, self.bias, self.dilation[0])
+
+
+def turn(weight: Tensor) -> Tensor:
+    """The kernel by which a gradient goes back, turned by half, (O, I, 3, 3) to (I, O, 3, 3)."""
+    return weight.flip(2, 3).transpose(0, 1)
 
 
 def lay_for_means(weight: Tensor) -> Tensor:

@@ -80,11 +80,6 @@ def kernel_gradient(source: Tensor, gradient: Tensor, dilation: int = 1, state: 
     return taps.view(9, -1, inputs, together).permute(1, 3, 2, 0).reshape(outputs, inputs, 3, 3)
 
 
-def turn(weight: Tensor) -> Tensor:
-    """The kernel by which a gradient goes back, (O, I, 3, 3) to (I, O, 3, 3)."""
-    return weight.flip(2, 3).transpose(0, 1)
-
-
 def convolve_back(
     gradient: Tensor, kernel: Tensor, dilation: int = 1, more: Tensor | None = None, through: Through | None = None
 ) -> tuple[Tensor, Sums]:
@@ -92,7 +87,7 @@ def convolve_back(
 
     Args:
         gradient: of what it gave, a plane of O channels.
-        kernel: the convolution's, turned (`turn`) and transformed (`native.transform`).
+        kernel: the convolution's, turned (`convolution.turn`) and transformed (`native.transform`).
         dilation: of the convolution.
         more: what is added, a plane of I channels, which is overwritten by the sum; if anything.
         through: what the convolution read, where that came out of ReLUs that the gradient is to pass.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sapnet_cli.model import gradients, native
-from sapnet_cli.model.convolution import lay_for_means
+from sapnet_cli.model.convolution import lay_for_means, turn
 
 if TYPE_CHECKING:
-    from sapnet_cli.model.sapnet import ChannelResidualAttention, SAPNet, SAPNetConfig
+    from sapnet_cli.model.sapnet import ChannelResidualAttention, DilatedResidualBlock, SAPNet, SAPNetConfig
 
 BYTES_PER_PIXEL = 3200
 """What a step keeps for the backward pass, for each pixel of the batch and each unit, with a margin."""
@@ -49,15 +49,13 @@ class LearningUnit:
         first, of_features, of_state = gates[: 3 * channels, :channels], gates[:, :channels], gates[:, channels:]
         self.first_gates, self.gates = self.lay(first), self.lay(gates)
         self.first_back, self.features_back, self.state_back = (
-            self.lay(gradients.turn(each)) for each in (first, of_features, of_state)
+            self.lay(turn(each)) for each in (first, of_features, of_state)
         )
         project = model.project.weight.detach()
         self.project = project.permute(2, 3, 0, 1).contiguous()
-        self.project_back = self.lay(gradients.turn(functional.pad(project, (0, 0, 0, 0, 0, 0, 0, channels - 3))))
+        self.project_back = self.lay(turn(functional.pad(project, (0, 0, 0, 0, 0, 0, 0, channels - 3))))
         self.layers = [
-            _Layer(self, convolution, attention)
-            for block in cast(Any, model.blocks)
-            for convolution, attention in ((block.conv1, block.attention1), (block.conv2, block.attention2))
+            _Layer(self, *layer) for block in cast("list[DilatedResidualBlock]", model.blocks) for layer in block.layers
         ]
 
     def lay(self, weight: Tensor, dilation: int = 1) -> Tensor:
@@ -77,7 +75,7 @@ class _Layer:
         self._weight, self._bias = convolution.weight, cast(Tensor, convolution.bias)
         self._attention, self.dilation = attention, convolution.dilation[0]
         weight = self._weight.detach()
-        self._kernel, self.back = (unit.lay(each, self.dilation) for each in (weight, gradients.turn(weight)))
+        self._kernel, self.back = (unit.lay(each, self.dilation) for each in (weight, turn(weight)))
         self._for_means = lay_for_means(weight)
 
     def pooled(self, cores: Tensor) -> native.Pooled | None:

@@ -111,6 +111,11 @@ class DilatedResidualBlock(nn.Module):
         self.attention1 = ChannelResidualAttention(width, config.reduction) if config.attention else None
         self.attention2 = ChannelResidualAttention(width, config.reduction) if config.attention else None
 
+    @property
+    def layers(self) -> tuple[tuple[Convolution, ChannelResidualAttention | None], ...]:
+        """Both convolutions, in order, with what follows them."""
+        return (self.conv1, self.attention1), (self.conv2, self.attention2)
+
     def forward(self, features: Tensor, pool: Pool) -> Tensor:
         """(B, C, H, W) to the same shape."""
         inner = self.conv1(features)

@@ -76,6 +76,7 @@ def time_steps(
     config: TrainingConfig,
     loss: JointLoss,
     processes: Processes,
+    precision: torch.dtype,
     compiled: bool,
     build_segmentation: Callable[[], SegmentationNetwork] | None,
     build_features: Callable[[], VGGFeatures] | None,
@@ -86,6 +87,7 @@ def time_steps(
         config: of the run whose last phase's step is timed.
         loss: ours.
         processes: where to compute; one process.
+        precision: of ours.
         compiled: whether ours goes through `torch.compile`.
         build_segmentation: makes the segmentation network, as the authors do at every step; None without that loss.
         build_features: makes VGG-16 for the authors' loss; None without it.
@@ -93,7 +95,7 @@ def time_steps(
     Raises:
         OutOfMemoryError: our step does not fit into memory.
     """
-    learner = Learner(config, loss, processes, compiled)
+    learner = Learner(config, loss, processes, precision, compiled)
     random = np.random.default_rng(config.seed)
     size = (config.batch, config.patch, config.patch, 3)
     rainy, clean = (random.integers(0, 256, size, dtype=np.uint8) for _ in range(2))

@@ -39,19 +39,25 @@ class Learner:
         config: what decides the run.
         loss: what is minimised.
         processes: this one and its fellows, whose gradients are averaged.
+        precision: of the forward and backward pass, see `choose_training_precision`.
         compiled: whether the network goes through `torch.compile`.
         start: weights to begin with instead of random ones.
 
     Raises:
         OutOfMemoryError: no step as large as `config` wants fits into memory.
-        UsageError: the precision is none to train in, or not of this device.
     """
 
     def __init__(
-        self, config: TrainingConfig, loss: JointLoss, processes: Processes, compiled: bool, start: SAPNet | None = None
+        self,
+        config: TrainingConfig,
+        loss: JointLoss,
+        processes: Processes,
+        precision: torch.dtype,
+        compiled: bool,
+        start: SAPNet | None = None,
     ) -> None:
-        self.config, self.processes, self.device, self._compiled = config, processes, processes.device, compiled
-        self.precision = choose_training_precision(config.precision, self.device)
+        self.config, self.processes, self.device = config, processes, processes.device
+        self.precision, self._compiled = precision, compiled
         self.loss: JointLoss = _channels_last(loss, self.device)
         for module in self.loss.modules():
             if isinstance(module, nn.Conv2d):

@@ -110,10 +110,11 @@ class Trainer:
         self.config, self.data, self.folder, self.processes = config, data, folder, processes
         self.runtime = runtime or Runtime()
         self.iterations = planned_iterations(config, data.pixels, processes.count)
+        precision = choose_training_precision(config.precision, processes.device)
         compiled = self.runtime.compile
         if compiled is None:
-            compiled = compiling_pays(config, self.iterations, processes.device)
-        self.learner = Learner(config, loss, processes, compiled, start)
+            compiled = compiling_pays(config, self.iterations, processes.device, precision)
+        self.learner = Learner(config, loss, processes, precision, compiled, start)
         self.iteration, self.seconds, self.validated, self.best = 0, 0.0, 0, -math.inf
         self.scores: dict[str, float] = {}
         self._loader = CropLoader(
@@ -316,9 +317,11 @@ def planned_iterations(config: TrainingConfig, pixels: int, processes: int) -> i
     return max(1, math.ceil(config.budget.amount * pixels / (config.patch**2 * config.batch * processes)))
 
 
-def compiling_pays(config: TrainingConfig, iterations: int | None, device: torch.device) -> bool:
-    """Whether a run is long enough for `torch.compile`, and the machine able."""
-    if learning.suits(config.model, device, choose_training_precision(config.precision, device)):
+def compiling_pays(
+    config: TrainingConfig, iterations: int | None, device: torch.device, precision: torch.dtype
+) -> bool:
+    """Whether a run is long enough for `torch.compile`, and the machine able, in the precision that was chosen."""
+    if learning.suits(config.model, device, precision):
         return False  # what is in C is faster
     if device.type == "mps" or (device.type == "cpu" and not (shutil.which("g++") or shutil.which("c++"))):
         return False

@@ -2,11 +2,11 @@
 
 #include <string.h>
 
+#include "convolution.h"
 #include "vectors.h"
 
 enum {
-    SOME = 64, /* pixels that are taken at once, so that a cache holds them, and sums of few are added to those of many */
-    GATES = 4  /* of an LSTM, at most */
+    SOME = 64 /* pixels that are taken at once, so that a cache holds them, and sums of few are added to those of many */
 };
 
 /* What the threads of attention's gradient share; `AttentionGradient` of `gradients.py` has the same fields. */

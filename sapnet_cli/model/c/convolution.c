@@ -5,8 +5,7 @@
 #include "winograd.h"
 
 enum {
-    ROWS = PAIRS, /* tiles that are multiplied at once */
-    GATES = 4     /* of an LSTM, at most */
+    ROWS = PAIRS /* tiles that are multiplied at once */
 };
 
 const long sapnet_lanes = LANES;

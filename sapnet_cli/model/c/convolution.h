@@ -3,6 +3,8 @@
 #ifndef SAPNET_CONVOLUTION
 #define SAPNET_CONVOLUTION
 
+enum { GATES = 4 }; /* of an LSTM, at most */
+
 /* What all threads of one convolution share; `Convolution` of `native.py` has the same fields. */
 typedef struct {
     const void *source, *state;       /* (count, height, width, own) and, if any, (..., inputs - own): side by side */
