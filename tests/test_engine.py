@@ -623,12 +623,13 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = choose_device("cpu")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for bytes_too, exactly, in_c, has_bf16, expected in (
-        (True, True, True, True, torch.int8),
+        (True, True, True, True, torch.float16),
         (True, True, True, False, torch.float16),
+        (True, True, False, True, torch.int8),
         (True, True, False, False, torch.int8),
         (True, False, False, False, torch.int8),
         (True, False, True, False, torch.float16),
-        (False, False, True, True, torch.bfloat16),
+        (False, False, False, True, torch.bfloat16),
         (False, False, False, False, torch.float32),
     ):
         monkeypatch.setattr(hardware, "multiplies_bytes", lambda bytes_too=bytes_too: bytes_too)
@@ -636,7 +637,8 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compiled, "is_available", lambda in_c=in_c: in_c)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
         assert choose_precision("auto", cpu) == expected
-        assert choose_training_precision("auto", cpu) == (torch.bfloat16 if has_bf16 else torch.float32)
+        learns_in = torch.bfloat16 if has_bf16 and not in_c else torch.float32
+        assert choose_training_precision("auto", cpu) == learns_in
 
 
 def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ENDINGS, hear_signals, invoke
 from safetensors.torch import load_file
 from test_pairs import write_pairs
+from torch import nn
 
 from sapnet_cli.data.sets import DataConfig, load_data
 from sapnet_cli.engine.config import EngineConfig
@@ -319,6 +321,32 @@ def test_a_slow_precision_is_said_once(pairs: Path, tmp_path: Path, monkeypatch:
     options[options.index("fp32")] = "bf16"
     options[options.index("--validations") + 1] = 0  # whose engine says it, too
     assert invoke("train", *options).stderr.count("slow in bf16") == 1
+
+
+def test_by_default_the_losses_networks_run_in_what_pytorch_is_fastest_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network itself learns in C, in fp32."""
+    monkeypatch.setattr("sapnet_cli.training.learner.fast_float", lambda: torch.bfloat16)
+    crops = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    for asked, expected in (("auto", torch.bfloat16), ("fp32", torch.float32)):
+        looks = Looks()
+        settings = TrainingConfig(Budget(1, "iterations"), losses=LossWeights(pcl=1), precision=asked)
+        learner = Learner(settings, JointLoss(settings.losses, looks), ALONE, torch.float32, compiled=False)
+        learner.learn(crops, 255 - crops, stages=1, progress=0.0)
+        assert looks.seen == [expected] * 2, asked
+
+
+class Looks(nn.Module):
+    """Stands for VGG-16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3).requires_grad_(False)
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        features = self.convolution(images)
+        self.seen.append(features.dtype)
+        return [features] * 4
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, fast_float, free_memory, is_out_of_memory
 from sapnet_cli.errors import OutOfMemoryError, UsageError
 from sapnet_cli.losses.joint import JointLoss
-from sapnet_cli.model import learning
+from sapnet_cli.model import compiled, learning
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.config import StepShape, TrainingConfig
 from sapnet_cli.training.optimizers import build_optimizers
@@ -39,7 +40,8 @@ class Learner:
         config: what decides the run.
         loss: what is minimised.
         processes: this one and its fellows, whose gradients are averaged.
-        precision: of the forward and backward pass, see `choose_training_precision`.
+        precision: of the network, see `choose_training_precision`; of the losses' own networks, too, but that `auto`
+            takes on a CPU what PyTorch is fastest in.
         compiled: whether the network goes through `torch.compile`.
         start: weights to begin with instead of random ones.
 
@@ -58,10 +60,12 @@ class Learner:
     ) -> None:
         self.config, self.processes, self.device = config, processes, processes.device
         self.precision, self._compiled = precision, compiled
+        chosen_here = config.precision == "auto" and self.device.type == "cpu"
+        self._loss_precision = fast_float() if chosen_here else precision  # not in C: fastest in that
         self.loss: JointLoss = _channels_last(loss, self.device)
         for module in self.loss.modules():
             if isinstance(module, nn.Conv2d):
-                module.to(self.precision)  # frozen: autocast would round these weights anew at every step
+                module.to(self._loss_precision)  # frozen: autocast would round these weights anew at every step
         torch.manual_seed(config.seed)
         model = SAPNet(config.model)
         if start is not None:
@@ -117,9 +121,10 @@ class Learner:
         for optimizer, peak in zip(self._optimizers, self._peaks):
             optimizer.param_groups[0]["lr"] = peak * self.config.rate(progress)
             optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self._autocast(self.precision):
             images = self._images(inputs, shape.stages, recompute=self._recomputes(shape))
-        total, terms = self.loss([image.float() for image in images], inputs, targets, progress, self._autocast)
+        autocast = partial(self._autocast, self._loss_precision)
+        total, terms = self.loss([image.float() for image in images], inputs, targets, progress, autocast)
         self._scaler.scale(total).backward()
         self.processes.average_gradients(self.model.parameters())
         for optimizer in self._optimizers:
@@ -164,8 +169,8 @@ class Learner:
         self.updates = state["updates"]
         torch.set_rng_state(state["random"])
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
+    def _autocast(self, precision: torch.dtype) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, precision, enabled=precision is not torch.float32)
 
     def _recomputes(self, shape: StepShape) -> bool:
         if self.config.recompute is not None:
@@ -201,7 +206,10 @@ class Learner:
 
 
 def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
-    """As `choose_precision`, but on GPUs `auto` takes bf16 where there is one: its gradients need no scaling.
+    """As `choose_precision`, but for `auto`.
+
+    That takes bf16 on GPUs that have it, as its gradients need no scaling, and on CPUs fp32 where what is in C learns
+    in it, which is faster than bf16 even where the CPU computes in that.
 
     Raises:
         UsageError: no such precision, or int8, or fp16 elsewhere than on CUDA, where gradients are not scaled.
@@ -209,7 +217,7 @@ def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     if name == "auto" and device.type == "cpu":
-        return fast_float()
+        return torch.float32 if compiled.is_available() else fast_float()
     if name == "int8":
         raise UsageError("int8 does not train; use --precision bf16 or fp32")
     precision = choose_precision(name, device)
