@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sapnet_cli.engine import budget, fused, hardware, planes
+from sapnet_cli.engine import budget, fused, hardware, planes, statistics
 from sapnet_cli.engine import engine as engine_module
+from sapnet_cli.engine import tiled as tiled_module
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.fused import FusedForward
@@ -25,7 +26,6 @@ from sapnet_cli.engine.pixels import mean_change
 from sapnet_cli.engine.pyramid import add_enlarged, shrink
 from sapnet_cli.engine.quantized import Bytes, QuantizedForward, QuantizedWeights, pack
 from sapnet_cli.engine.statistics import MeasuringPool
-from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.model import compiled
@@ -113,12 +113,20 @@ def test_tiles_look_like_the_whole(
 def test_a_sample_alone_is_near(
     default_model: SAPNet, whole: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What large pictures get in int8: nothing is measured before it counts. Here with a sample as small as a tile."""
+    """What large pictures get: nothing is measured before it counts. Here with a sample as small as a tile."""
     monkeypatch.setattr(budget, "CPU_BUDGET", 0)
-    monkeypatch.setattr(engine_module, "TiledForward", lambda *arguments: TiledForward(*arguments[:-1], False))
-    config = EngineConfig(device="cpu", precision="fp32", tile=320)
-    tiled = Engine(default_model, config).derain(mosaic().astype(np.float32) / 255)
-    assert 255 * np.abs(tiled - whole).mean() < 0.2
+    monkeypatch.setattr(statistics, "ENOUGH_PIXELS", 0)
+    config, image = EngineConfig(device="cpu", precision="fp32", tile=320), mosaic().astype(np.float32) / 255
+
+    def off() -> float:
+        return 255 * float(np.abs(Engine(default_model, config).derain(image) - whole).mean())
+
+    as_shipped = off()
+    monkeypatch.setattr(tiled_module, "LARGE_CHANGE", 1)
+    mended = off()
+    monkeypatch.setattr(tiled_module, "residual_change", lambda rainy, before, after: None)
+    assert as_shipped < 0.04
+    assert as_shipped < mended < off()
 
 
 def test_independent_tiles_would_show(default_model: SAPNet, whole: NDArray[np.float32]) -> None:

@@ -13,9 +13,8 @@ from sapnet_cli.engine.statistics import (
     MeasuringPool,
     SamplePool,
     calibrate,
-    change_colours,
-    colour_change,
     representative,
+    residual_change,
 )
 from sapnet_cli.engine.tiles import Tile, plan_tiles
 
@@ -106,10 +105,23 @@ def test_a_sample_looks_like_the_image(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_change_of_colours_is_found_and_repeated(channels: int) -> None:
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_a_change_of_residuals_is_found_and_repeated(channels: int, in_bytes: bool) -> None:
     """Also of grey pictures, whose channels do not tell themselves apart."""
-    before = torch.rand(2, channels, 9, 7, generator=torch.Generator().manual_seed(0)).expand(2, 3, 9, 7) / 2
-    after = before.flip(1) * 0.1 + before * 0.9 + torch.tensor([0.01, 0.02, 0.03]).view(3, 1, 1)
-    change = colour_change(before, after)
-    torch.testing.assert_close(change_colours(before, change), after, rtol=0, atol=1e-5)
-    assert float(change_colours(before + 1, change).max()) == 1.0
+    random = torch.Generator().manual_seed(0)
+    colours = torch.rand(2, 40, 7, channels, generator=random).expand(2, 40, 7, 3)
+    rainy = (colours * 255).to(torch.uint8) if in_bytes else colours
+    before = torch.rand(2, 40, 7, channels, generator=random).expand(2, 40, 7, 3) - 0.5
+    seen = rainy / 255 if in_bytes else rainy
+    after = before * 0.9 + before.flip(3) * 0.05 + seen * 0.1 + torch.tensor([0.01, 0.02, 0.03])
+    change = residual_change(rainy, before, after)
+    assert change is not None
+    mended = before.clone()
+    change.add_to(mended, rainy)
+    torch.testing.assert_close(mended, after, rtol=0, atol=1e-5)
+    far = before + 100  # of what no window has
+    change.add_to(far, rainy)
+    assert (
+        (far - before - 100).abs().amax(dim=(0, 1, 2)).allclose((after - before).abs().amax(dim=(0, 1, 2)), atol=1e-4)
+    )
+    assert residual_change(rainy, before, after / 0) is None

@@ -3,7 +3,8 @@
 Channel residual attention scales each channel by what a pool over the *whole* image sees, and each pool follows from
 those before it. Tiles that pool over themselves give every tile a look of its own, and seams between them. So a
 sample of windows pools first, for the whole image; then the image passes, pooled to what the sample gave, and is
-measured: what was found of it and of the sample says what the sample means for it in the next unit.
+measured: what was found of it and of the sample says what the means should have been, and what the sample means for it
+in the next unit.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from sapnet_cli.engine.pixels import to_float, to_tensor
-from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
+from sapnet_cli.engine.tiles import Span, Tile, TilePlan, plan_tiles
 
 SAMPLE_WINDOWS, SAMPLE_SIDES = (16, 32), (64, 192)
 """Of the windows that stand for a tiled image, the fewest and the most, and the smallest and the largest side."""
@@ -36,6 +36,9 @@ RIDGE = 0.1
 
 LEAST_SPREAD = 1e-3
 """Windows that differ by less of their mean tell nothing."""
+
+CHANGED_ROWS = 16
+"""Of residuals, that are changed at once."""
 
 EXCHANGES = 20
 """At most so many times each window is exchanged for a better one; on photos three to six times were enough."""
@@ -125,30 +128,57 @@ def calibrate(known: Sequence[tuple[Tensor, Tensor]], areas: Tensor) -> Tensor:
     return weights.float()
 
 
-def colour_change(before: Tensor, after: Tensor) -> Tensor:
-    """The affine map that comes nearest to what changed in the colours of images: least squares over all pixels.
+@dataclass(frozen=True)
+class ResidualChange:
+    """What is added to the residual of a pixel, by its colours.
+
+    Attributes:
+        linear: (7, 3): what the rainy colour, the residual and one add to each channel of it.
+        most: (3,): by which no channel is changed more.
+        typical: how large the change was that it stands for: root of the mean square.
+    """
+
+    linear: Tensor
+    most: Tensor
+    typical: float
+
+    def add_to(self, residual: Tensor, rainy: Tensor) -> None:
+        """Mends residuals (N, H, W, 3) of images like them, uint8, or float32 in [0, 1]."""
+        linear, most = self.linear.to(residual.device), self.most.to(residual.device)
+        by_rainy, by_residual, always = torch.split(linear, [3, 3, 1])
+        for there, seen in zip(torch.split(residual, CHANGED_ROWS, dim=1), torch.split(rainy, CHANGED_ROWS, dim=1)):
+            seen = to_float(seen.to(residual.device))
+            change = torch.addmm(always, seen.flatten(0, 2), by_rainy).addmm_(there.flatten(0, 2), by_residual)
+            there += change.view_as(there).clamp_(-most, most)
+
+
+def residual_change(rainy: Tensor, before: Tensor, after: Tensor) -> ResidualChange | None:
+    """That which comes nearest to what became of the residuals of images: least squares over all pixels.
 
     Args:
-        before: (N, 3, H, W).
+        rainy: (N, H, W, 3), uint8, or float32 in [0, 1].
+        before: (N, H, W, 3).
         after: the same shape.
 
     Returns:
-        (4, 3): what each channel of a colour, and one, adds to the channels of the result.
+        None where they are not finite.
     """
-    colours, changes = (
-        images.cpu().double().permute(0, 2, 3, 1).flatten(0, 2) for images in (_with_one(before), after - before)
-    )
-    change: Tensor = torch.linalg.pinv(colours.T @ colours, hermitian=True) @ (colours.T @ changes)
-    return change.float()
+    alike, missing = torch.zeros(7, 7, dtype=torch.float64), torch.zeros(7, 3, dtype=torch.float64)
+    most, squares = torch.zeros(3), 0.0
+    for seen, old, new in zip(rainy, before.cpu(), after.cpu()):
+        colours, changes = _colours(seen.cpu(), old).flatten(0, 1).double(), (new - old).flatten(0, 1)
+        alike += colours.T @ colours
+        missing += colours.T @ changes.double()
+        most = torch.maximum(most, changes.abs().amax(dim=0))
+        squares += float(changes.square().mean()) / len(rainy)
+    if not bool(torch.isfinite(alike).all() and torch.isfinite(missing).all()):
+        return None
+    return ResidualChange((torch.linalg.pinv(alike, hermitian=True) @ missing).float(), most, math.sqrt(squares))
 
 
-def change_colours(images: Tensor, change: Tensor) -> Tensor:
-    """Images (N, 3, H, W) with what `colour_change` gave added, in [0, 1]."""
-    return (images + torch.einsum("nchw,cd->ndhw", _with_one(images), change)).clamp_(0, 1)
-
-
-def _with_one(images: Tensor) -> Tensor:
-    return functional.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
+def _colours(rainy: Tensor, residual: Tensor) -> Tensor:
+    """What a change follows from, (..., 7)."""
+    return torch.cat((to_float(rainy.to(residual.device)), residual, torch.ones_like(residual[..., :1])), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -160,12 +190,17 @@ class Sample:
 
     @property
     def small(self) -> bool:
-        """Whether more is to be measured than that."""
+        """Whether an image is to pass each unit only to be measured, before it counts."""
         return len(self.tiles) * math.prod(self.plan.window) < ENOUGH_PIXELS
 
-    def thinned(self, step: int) -> Sample:
-        """One of so many windows, from the smooth to the textured."""
-        return Sample(self.plan, self.tiles[::step])
+    @property
+    def stacked(self) -> TilePlan:
+        """The windows one below the other, each of them whole."""
+        height, width = self.plan.window
+        starts = range(0, len(self.tiles) * height, height)
+        return TilePlan(
+            (height, width), tuple(Tile(Span(start, start, start + height), Span(0, 0, width)) for start in starts)
+        )
 
 
 def choose_sample(image: NDArray[Any], room: int) -> Sample:

@@ -2,9 +2,9 @@
 
 All tiles pass the first unit before any passes the second. So attention's means over the whole picture are known of
 one unit when the next begins, and each unit begins from what the picture itself has come to. The means of a unit are
-what a sample of windows says of them. The first unit has none before it. So it is measured before it counts where that
-matters; else a part of the sample tells, once all tiles have passed and the means are known, what the error did to
-colours: nearly the same everywhere, so it is taken back.
+what a sample of windows says of them. How far off they were is known once all tiles have passed. Then the sample passes
+again, by what they should have been, and tells what that changes: no recurrent state, as attention comes after it, and
+the residual much as its colours say, so it is mended before the next unit.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_ten
 from sapnet_cli.engine.planes import Room, reserve, temporary_folder
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.rows import Lines, can_move, read_rows, write_rows
-from sapnet_cli.engine.statistics import MeasuringPool, Sample, SamplePool, change_colours, colour_change
+from sapnet_cli.engine.statistics import MeasuringPool, ResidualChange, Sample, SamplePool, residual_change
 from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
 
@@ -41,8 +41,14 @@ SERIAL = 2**15 - 1
 long as OpenMP has more threads than there are cores, all that wait for another sleep at once: units took a fifth
 longer."""
 
-MENDING = 4
-"""One of so many windows of the sample tells how colours are to be mended."""
+MENDED_ROWS = 16
+"""Of a result, that are mended at once."""
+
+LARGE_CHANGE = 0.25 / 255
+"""Of the first unit's residual, on average: tiles pass it again, as mending leaves too much of such a one."""
+
+Means: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+"""At each pool of a unit those of the sample's windows, (N, C), and of the picture, (C,)."""
 
 
 class Begin(Protocol):
@@ -70,18 +76,17 @@ class TiledForward:
         plan: TilePlan,
         batch: int,
         sample: Sample | None,
-        measured: bool,
     ) -> None:
         """Takes a picture, its tiles, how many of them go together, and windows that stand for it.
 
-        The sample is None where there is no attention, which asks for no means. `measured` takes another pass of the
-        first unit, and several where the sample is small, to come nearer to the picture's means.
+        The sample is None where there is no attention, which asks for no means.
         """
         self._begin, self._ranging = begin, ranging
         self._image, self._plan, self._batch = image, plan, batch
-        self._sample, self._measured = sample, measured
+        self._sample = sample
         self._room = Room()
         self._insistence: Insistence | None = None  # knows how much rain the first unit saw
+        self._change: ResidualChange | None = None  # what the residual of the unit before lacks
 
     def run(self, stages: int, report: Report) -> Pixels:
         """The derained picture after `stages` units, of the same shape and dtype.
@@ -91,38 +96,72 @@ class TiledForward:
             OutOfMemoryError: the disk that holds temporary files is full.
         """
         result = np.empty_like(self._image)
-        before: list[tuple[Tensor, Tensor]] = []
-        given: list[Tensor] = []
-        found: list[Tensor] = []
-        passes = list(self._passes(stages))
         with CarriedState(self._plan, *self._image.shape[:2]) as carried:
-            for done, (unit, last) in enumerate(passes):
-                target = None if not last else carried if unit + 1 < stages else result
-                part = part_of(report, done / len(passes), (done + 1) / len(passes))
-                if self._sample is None:
-                    self._pass(unit, None, carried, target, part)
-                    continue
-                sampled = SamplePool(before)
-                self._sample_unit(unit, self._sample, sampled, carried)
-                measured = MeasuringPool(sampled.vectors)
-                self._pass(unit, measured, carried, target, part)
-                before = list(zip(sampled.windows, measured.means))
-                if last:
-                    given += sampled.vectors
-                    found += measured.means
-        if self._sample is not None and not self._measured:
-            self._mend_colours(result, self._sample.thinned(MENDING), given, found, stages)
+            if self._sample is None:
+                for unit in range(stages):
+                    part = part_of(report, unit / stages, (unit + 1) / stages)
+                    self._pass(unit, None, carried, carried if unit + 1 < stages else result, part)
+                    self._next_unit(carried)
+            else:
+                self._run_by_sample(self._sample, stages, carried, result, report)
+        if self._change is not None:
+            self._mend(result, self._change)
         return result
 
-    def _passes(self, stages: int) -> Iterator[tuple[int, bool]]:
-        """The unit of each pass of all tiles, and whether it counts, or only measures what the sample lacks.
+    def _run_by_sample(
+        self, sample: Sample, stages: int, carried: CarriedState, result: Pixels, report: Report
+    ) -> None:
+        """All units. The sample passes each before the tiles do, and after them, when the picture's means are known."""
+        before: Means = []
+        rainy = self._rainy(sample.plan, sample.tiles)
+        passes = stages * (2 if sample.small else 1) + 1
+        parts = (part_of(report, done / passes, (done + 1) / passes) for done in range(passes))
+        with CarriedState(sample.stacked, *sample.stacked.size) as kept:  # the sample as it was before the unit
+            for unit in range(stages):
+                target = carried if unit + 1 < stages else result
+                if unit:
+                    self._keep(sample, carried, kept)
+                if sample.small:  # its means differ from the picture's much as they will when that counts
+                    pool, _ = self._pass_sample(unit, sample, before, kept)
+                    before = self._measure(unit, pool, carried, None, next(parts))
+                pool, guess = self._pass_sample(unit, sample, before, kept)
+                before = self._measure(unit, pool, carried, target, next(parts))
+                pool, known = self._pass_sample(unit, sample, before, kept)
+                self._change = residual_change(rainy, guess, known)
+                if unit == 0 and self._change is not None and self._change.typical > LARGE_CHANGE:
+                    before = self._measure(unit, pool, carried, target, next(parts))
+                    pool, again = self._pass_sample(unit, sample, before, kept)
+                    self._change = residual_change(rainy, known, again)
+                before = list(zip(pool.windows, pool.vectors))
+                self._next_unit(carried)
 
-        A unit's means differ from the sample's much as those of the unit before did, if that is not too small.
-        """
-        for unit in range(stages):
-            if self._sample is not None and self._measured:
-                yield from [(unit, False)] * ((unit == 0) + self._sample.small)
-            yield unit, True
+    def _pass_sample(self, unit: int, sample: Sample, before: Means, kept: CarriedState) -> tuple[SamplePool, Tensor]:
+        """What the sample says of the means of a unit, and the residual that it has then."""
+        pool = SamplePool(before)
+        forward = self._windows(sample.plan, sample.tiles, pool, self._ranging.fork())
+        if unit:
+            kept.read(forward, sample.stacked, sample.stacked.tiles)
+        self._unit(unit, forward)
+        return pool, forward.residual
+
+    def _measure(
+        self, unit: int, pool: SamplePool, carried: CarriedState, target: CarriedState | Pixels | None, report: Report
+    ) -> Means:
+        """All tiles through a unit, by what the sample says; gives the means of its windows and of the picture."""
+        measured = MeasuringPool(pool.vectors)
+        self._pass(unit, measured, carried, target, report)
+        return list(zip(pool.windows, measured.means))
+
+    def _keep(self, sample: Sample, carried: CarriedState, kept: CarriedState) -> None:
+        """Puts the sample aside as the last unit left it, before the next one overwrites that."""
+        forward = self._windows(sample.plan, sample.tiles, None)
+        self._read(forward, sample.plan, sample.tiles, carried)
+        kept.write(forward, sample.stacked.tiles)
+        kept.next_unit()
+
+    def _next_unit(self, carried: CarriedState) -> None:
+        self._ranging.next_unit()
+        carried.next_unit()
 
     def _pass(
         self, unit: int, pool: Pool | None, carried: CarriedState, target: CarriedState | Pixels | None, report: Report
@@ -130,34 +169,25 @@ class TiledForward:
         """All tiles through one unit, on to the next one or to the result; or only to be measured."""
         for tiles, part in in_groups(self._plan.tiles, self._batch, report):
             forward = self._windows(self._plan, tiles, pool, self._ranging)
-            self._unit(unit, forward, self._plan, tiles, carried, part)
+            if unit:
+                self._read(forward, self._plan, tiles, carried)
+            self._unit(unit, forward, part)
             if isinstance(target, CarriedState):
                 target.write(forward, tiles)
             elif target is not None:
                 for tile, pixels in zip(tiles, to_pixels(finite(forward.estimate()).clamp_(0, 1), target.dtype)):
                     target[tile.core] = pixels[tile.core_in_window]
             del forward  # before the next one makes room
-        if target is not None:
-            self._ranging.next_unit()
-            carried.next_unit()
 
-    def _sample_unit(self, unit: int, sample: Sample, pool: Pool, carried: CarriedState) -> None:
-        """The sample through one unit; it leaves no trace but in the pool."""
-        forward = self._windows(sample.plan, sample.tiles, pool, self._ranging.fork())
-        self._unit(unit, forward, sample.plan, sample.tiles, carried)
+    def _read(self, forward: FusedForward, plan: TilePlan, tiles: Sequence[Tile], carried: CarriedState) -> None:
+        """Windows of the picture as the unit before left it, mended."""
+        carried.read(forward, plan, tiles)
+        if self._change is not None:
+            self._change.add_to(forward.residual, forward.rainy)
 
-    def _unit(
-        self,
-        unit: int,
-        forward: FusedForward,
-        plan: TilePlan,
-        tiles: Sequence[Tile],
-        carried: CarriedState,
-        report: Report | None = None,
-    ) -> None:
-        """Windows through one unit, from where the picture is."""
+    def _unit(self, unit: int, forward: FusedForward, report: Report | None = None) -> None:
+        """Windows through one unit."""
         if unit:
-            carried.read(forward, plan, tiles)
             forward.insistence = self._insistence
         forward.unit(unit, report)
         self._insistence = forward.insistence
@@ -166,25 +196,21 @@ class TiledForward:
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
     ) -> FusedForward:
         """A forward over windows of the picture."""
-        rainy = to_tensor([self._image[plan.seen(tile)] for tile in tiles])
-        return self._begin(rainy, [tile.core_in_window for tile in tiles], pool, ranging, self._room)
+        cores = [tile.core_in_window for tile in tiles]
+        return self._begin(self._rainy(plan, tiles), cores, pool, ranging, self._room)
 
-    def _mend_colours(
-        self, result: Pixels, sample: Sample, given: Sequence[Tensor], found: Sequence[Tensor], stages: int
-    ) -> None:
-        """Adds to the result what the sample says that the means found would have changed, beside those given."""
-        self._room = Room()  # these windows want less
-        own = MeasuringPool(given)
-        before = self._windows(sample.plan, sample.tiles, own).run(stages)
-        # so few tell nothing of each other: as if all had the same mean
-        known = [(mean.expand(len(sample.tiles), -1), whole) for mean, whole in zip(own.means, found)]
-        after = self._windows(sample.plan, sample.tiles, SamplePool(known)).run(stages)
-        if not bool(torch.isfinite(after - before).all()):
-            return
-        change = colour_change(before, after)
-        for tile in self._plan.tiles:
-            derained = to_float(to_tensor([result[tile.core]])).permute(0, 3, 1, 2)
-            result[tile.core] = to_pixels(change_colours(derained, change), result.dtype)[0]
+    def _rainy(self, plan: TilePlan, tiles: Sequence[Tile]) -> Tensor:
+        """Windows of the picture, (N, H, W, 3)."""
+        return to_tensor([self._image[plan.seen(tile)] for tile in tiles])
+
+    def _mend(self, result: Pixels, change: ResidualChange) -> None:
+        """Adds what the last unit's residual lacks."""
+        for start in range(0, len(result), MENDED_ROWS):
+            rows = slice(start, start + MENDED_ROWS)
+            rainy, derained = (to_float(to_tensor([image[rows]])) for image in (self._image, result))
+            residual = derained - rainy
+            change.add_to(residual, rainy)
+            result[rows] = to_pixels(residual.add_(rainy).clamp_(0, 1).permute(0, 3, 1, 2), result.dtype)[0]
 
 
 class CarriedState:

@@ -56,6 +56,12 @@ class TilePlan:
     window: tuple[int, int]
     tiles: tuple[Tile, ...]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the image: height and width."""
+        last = self.tiles[-1]
+        return last.rows.core_stop, last.columns.core_stop
+
     def seen(self, tile: Tile) -> tuple[slice, slice]:
         """The whole window of a tile in image coordinates."""
         height, width = self.window
