@@ -129,6 +129,20 @@ def test_a_sample_alone_is_near(
     assert as_shipped < mended < off()
 
 
+def test_what_is_mended_by_less_than_a_level_is_not_rounded_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "CPU_BUDGET", 0)
+    engine = Engine(random_model(), EngineConfig(device="cpu", precision="fp32", tile=96, overlap=16, stages=1))
+    image = random_pixels(120, 150) // 2 + 64
+    means = []
+    for levels in (0.0, 0.3):
+        linear, most = torch.zeros(7, 3), torch.ones(3)
+        linear[6] = levels / 255
+        change = statistics.ResidualChange(linear, most, 0.0)
+        monkeypatch.setattr(tiled_module, "residual_change", lambda *images, change=change: change)
+        means.append(engine.derain(image).mean())
+    assert abs(means[1] - means[0] - 0.3) < 0.02
+
+
 def test_independent_tiles_would_show(default_model: SAPNet, whole: NDArray[np.float32]) -> None:
     """The test above can fail: without shared statistics the same tiles are off."""
     image = mosaic().astype(np.float32) / 255

@@ -41,8 +41,8 @@ SERIAL = 2**15 - 1
 long as OpenMP has more threads than there are cores, all that wait for another sleep at once: units took a fifth
 longer."""
 
-MENDED_ROWS = 16
-"""Of a result, that are mended at once."""
+RESULT_ROWS = 16
+"""Of a result, that are made at once."""
 
 LARGE_CHANGE = 0.25 / 255
 """Of the first unit's residual, on average: tiles pass it again, as mending leaves too much of such a one."""
@@ -95,22 +95,17 @@ class TiledForward:
             FloatingPointError: a value is not finite.
             OutOfMemoryError: the disk that holds temporary files is full.
         """
-        result = np.empty_like(self._image)
         with CarriedState(self._plan, *self._image.shape[:2]) as carried:
             if self._sample is None:
                 for unit in range(stages):
                     part = part_of(report, unit / stages, (unit + 1) / stages)
-                    self._pass(unit, None, carried, carried if unit + 1 < stages else result, part)
+                    self._pass(unit, None, carried, unit + 1 < stages, part)
                     self._next_unit(carried)
             else:
-                self._run_by_sample(self._sample, stages, carried, result, report)
-        if self._change is not None:
-            self._mend(result, self._change)
-        return result
+                self._run_by_sample(self._sample, stages, carried, report)
+            return self._result(carried)
 
-    def _run_by_sample(
-        self, sample: Sample, stages: int, carried: CarriedState, result: Pixels, report: Report
-    ) -> None:
+    def _run_by_sample(self, sample: Sample, stages: int, carried: CarriedState, report: Report) -> None:
         """All units. The sample passes each before the tiles do, and after them, when the picture's means are known."""
         before: Means = []
         rainy = self._rainy(sample.plan, sample.tiles)
@@ -118,18 +113,18 @@ class TiledForward:
         parts = (part_of(report, done / passes, (done + 1) / passes) for done in range(passes))
         with CarriedState(sample.stacked, *sample.stacked.size) as kept:  # the sample as it was before the unit
             for unit in range(stages):
-                target = carried if unit + 1 < stages else result
+                goes_on = unit + 1 < stages
                 if unit:
                     self._keep(sample, carried, kept)
                 if sample.small:  # its means differ from the picture's much as they will when that counts
                     pool, _ = self._pass_sample(unit, sample, before, kept)
                     before = self._measure(unit, pool, carried, None, next(parts))
                 pool, guess = self._pass_sample(unit, sample, before, kept)
-                before = self._measure(unit, pool, carried, target, next(parts))
+                before = self._measure(unit, pool, carried, goes_on, next(parts))
                 pool, known = self._pass_sample(unit, sample, before, kept)
                 self._change = residual_change(rainy, guess, known)
                 if unit == 0 and self._change is not None and self._change.typical > LARGE_CHANGE:
-                    before = self._measure(unit, pool, carried, target, next(parts))
+                    before = self._measure(unit, pool, carried, goes_on, next(parts))
                     pool, again = self._pass_sample(unit, sample, before, kept)
                     self._change = residual_change(rainy, known, again)
                 before = list(zip(pool.windows, pool.vectors))
@@ -145,11 +140,11 @@ class TiledForward:
         return pool, forward.residual
 
     def _measure(
-        self, unit: int, pool: SamplePool, carried: CarriedState, target: CarriedState | Pixels | None, report: Report
+        self, unit: int, pool: SamplePool, carried: CarriedState, goes_on: bool | None, report: Report
     ) -> Means:
         """All tiles through a unit, by what the sample says; gives the means of its windows and of the picture."""
         measured = MeasuringPool(pool.vectors)
-        self._pass(unit, measured, carried, target, report)
+        self._pass(unit, measured, carried, goes_on, report)
         return list(zip(pool.windows, measured.means))
 
     def _keep(self, sample: Sample, carried: CarriedState, kept: CarriedState) -> None:
@@ -163,20 +158,15 @@ class TiledForward:
         self._ranging.next_unit()
         carried.next_unit()
 
-    def _pass(
-        self, unit: int, pool: Pool | None, carried: CarriedState, target: CarriedState | Pixels | None, report: Report
-    ) -> None:
-        """All tiles through one unit, on to the next one or to the result; or only to be measured."""
+    def _pass(self, unit: int, pool: Pool | None, carried: CarriedState, goes_on: bool | None, report: Report) -> None:
+        """All tiles through one unit, on to the next one or, if it does not go on, to the result; None: neither."""
         for tiles, part in in_groups(self._plan.tiles, self._batch, report):
             forward = self._windows(self._plan, tiles, pool, self._ranging)
             if unit:
                 self._read(forward, self._plan, tiles, carried)
             self._unit(unit, forward, part)
-            if isinstance(target, CarriedState):
-                target.write(forward, tiles)
-            elif target is not None:
-                for tile, pixels in zip(tiles, to_pixels(finite(forward.estimate()).clamp_(0, 1), target.dtype)):
-                    target[tile.core] = pixels[tile.core_in_window]
+            if goes_on is not None:
+                carried.write(forward, tiles, only_residual=not goes_on)
             del forward  # before the next one makes room
 
     def _read(self, forward: FusedForward, plan: TilePlan, tiles: Sequence[Tile], carried: CarriedState) -> None:
@@ -203,14 +193,17 @@ class TiledForward:
         """Windows of the picture, (N, H, W, 3)."""
         return to_tensor([self._image[plan.seen(tile)] for tile in tiles])
 
-    def _mend(self, result: Pixels, change: ResidualChange) -> None:
-        """Adds what the last unit's residual lacks."""
-        for start in range(0, len(result), MENDED_ROWS):
-            rows = slice(start, start + MENDED_ROWS)
-            rainy, derained = (to_float(to_tensor([image[rows]])) for image in (self._image, result))
-            residual = derained - rainy
-            change.add_to(residual, rainy)
-            result[rows] = to_pixels(residual.add_(rainy).clamp_(0, 1).permute(0, 3, 1, 2), result.dtype)[0]
+    def _result(self, carried: CarriedState) -> Pixels:
+        """What the last unit's residual makes of the picture: mended, often by less than a level, and then rounded."""
+        result = np.empty_like(self._image)
+        for start in range(0, len(result), RESULT_ROWS):
+            rows = slice(start, min(start + RESULT_ROWS, len(result)))
+            rainy, residual = to_tensor([self._image[rows]]), carried.residual(rows)
+            if self._change is not None:
+                self._change.add_to(residual, rainy)
+            derained = finite(residual.add_(to_float(rainy))).clamp_(0, 1)
+            result[rows] = to_pixels(derained.permute(0, 3, 1, 2), result.dtype)[0]
+        return result
 
 
 class CarriedState:
@@ -252,8 +245,14 @@ class CarriedState:
 
         list(self._threads.map(fill, forward.carried, self._rings))
 
-    def write(self, forward: FusedForward, tiles: Sequence[Tile]) -> None:
-        """Takes the cores of a forward's windows.
+    def residual(self, rows: slice) -> Tensor:
+        """That of some rows of the picture, (1, rows, W, 3), float32."""
+        residual = torch.empty(1, rows.stop - rows.start, self._width, 3)
+        self._rings[-1].read(self._top + rows.start, 0, residual[0])
+        return residual
+
+    def write(self, forward: FusedForward, tiles: Sequence[Tile], only_residual: bool = False) -> None:
+        """Takes the cores of a forward's windows: of all that is carried, or of the residual alone.
 
         Raises:
             OutOfMemoryError: the disk that holds temporary files is full, or there is none.
@@ -270,7 +269,8 @@ class CarriedState:
                 for plane in forward.carried:
                     self._rings.append(Ring(self._rows, self._width, plane))
                     self._rings[-1].reserve()  # better full now than after half of the work
-            list(self._threads.map(keep, forward.carried, self._rings))
+            first = len(self._rings) - 1 if only_residual else 0
+            list(self._threads.map(keep, forward.carried[first:], self._rings[first:]))
         except OSError as error:
             size = self._rows * self._width * sum(_stored_bytes(plane) for plane in forward.carried)
             raise OutOfMemoryError(
