@@ -49,7 +49,7 @@ def test_units_do_not_overwrite_what_is_still_read(channels: int, in_c: bool, mo
     weights = FusedWeights(random_model(channels=channels, reduction=1), torch.float32, CPU)
     plan = plan_tiles(70, 90, 40, 8)
     assert len({tile.rows for tile in plan.tiles}) > 2
-    with CarriedState(plan, 70, 90) as carried:
+    with CarriedState(plan) as carried:
         for generation in range(7):
             for tile in plan.tiles:
                 forward = window(weights, plan)

@@ -95,7 +95,7 @@ class TiledForward:
             FloatingPointError: a value is not finite.
             OutOfMemoryError: the disk that holds temporary files is full.
         """
-        with CarriedState(self._plan, *self._image.shape[:2]) as carried:
+        with CarriedState(self._plan) as carried:
             if self._sample is None:
                 for unit in range(stages):
                     part = part_of(report, unit / stages, (unit + 1) / stages)
@@ -111,7 +111,7 @@ class TiledForward:
         rainy = self._rainy(sample.plan, sample.tiles)
         passes = stages * (2 if sample.small else 1) + 1
         parts = (part_of(report, done / passes, (done + 1) / passes) for done in range(passes))
-        with CarriedState(sample.stacked, *sample.stacked.size) as kept:  # the sample as it was before the unit
+        with CarriedState(sample.stacked) as kept:  # the sample as it was before the unit
             for unit in range(stages):
                 goes_on = unit + 1 < stages
                 if unit:
@@ -213,10 +213,11 @@ class CarriedState:
     where it reads: so no tile overwrites what the next ones look at.
     """
 
-    def __init__(self, plan: TilePlan, height: int, width: int) -> None:
-        """Takes the tiles, in rows from the top, of a picture of a size."""
+    def __init__(self, plan: TilePlan) -> None:
+        """Takes the tiles of a picture, in rows from the top."""
         self._lag = max(tile.rows.core_stop - tile.rows.start for tile in plan.tiles)
-        self._rows, self._width = height + self._lag, width
+        height, self._width = plan.size
+        self._rows = height + self._lag
         self._top = 0  # where the picture's first row is read
         self._rings: list[Ring] = []
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="carried")  # the largest plane, and both others
