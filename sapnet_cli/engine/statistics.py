@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -193,7 +194,7 @@ class Sample:
         """Whether an image is to pass each unit only to be measured, before it counts."""
         return len(self.tiles) * math.prod(self.plan.window) < ENOUGH_PIXELS
 
-    @property
+    @cached_property
     def stacked(self) -> TilePlan:
         """The windows one below the other, each of them whole."""
         height, width = self.plan.window

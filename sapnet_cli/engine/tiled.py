@@ -47,6 +47,9 @@ RESULT_ROWS = 16
 LARGE_CHANGE = 0.25 / 255
 """Of the first unit's residual, on average: tiles pass it again, as mending leaves too much of such a one."""
 
+ALL, RESIDUAL, NOTHING = slice(None), slice(-1, None), slice(0)
+"""Planes of `FusedForward.carried` that are kept of a pass."""
+
 Means: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 """At each pool of a unit those of the sample's windows, (N, C), and of the picture, (C,)."""
 
@@ -99,7 +102,7 @@ class TiledForward:
             if self._sample is None:
                 for unit in range(stages):
                     part = part_of(report, unit / stages, (unit + 1) / stages)
-                    self._pass(unit, None, carried, unit + 1 < stages, part)
+                    self._pass(unit, None, carried, ALL if unit + 1 < stages else RESIDUAL, part)
                     self._next_unit(carried)
             else:
                 self._run_by_sample(self._sample, stages, carried, report)
@@ -113,18 +116,18 @@ class TiledForward:
         parts = (part_of(report, done / passes, (done + 1) / passes) for done in range(passes))
         with CarriedState(sample.stacked) as kept:  # the sample as it was before the unit
             for unit in range(stages):
-                goes_on = unit + 1 < stages
+                planes = ALL if unit + 1 < stages else RESIDUAL
                 if unit:
                     self._keep(sample, carried, kept)
                 if sample.small:  # its means differ from the picture's much as they will when that counts
                     pool, _ = self._pass_sample(unit, sample, before, kept)
-                    before = self._measure(unit, pool, carried, None, next(parts))
+                    before = self._measure(unit, pool, carried, NOTHING, next(parts))
                 pool, guess = self._pass_sample(unit, sample, before, kept)
-                before = self._measure(unit, pool, carried, goes_on, next(parts))
+                before = self._measure(unit, pool, carried, planes, next(parts))
                 pool, known = self._pass_sample(unit, sample, before, kept)
                 self._change = residual_change(rainy, guess, known)
                 if unit == 0 and self._change is not None and self._change.typical > LARGE_CHANGE:
-                    before = self._measure(unit, pool, carried, goes_on, next(parts))
+                    before = self._measure(unit, pool, carried, planes, next(parts))
                     pool, again = self._pass_sample(unit, sample, before, kept)
                     self._change = residual_change(rainy, known, again)
                 before = list(zip(pool.windows, pool.vectors))
@@ -139,12 +142,10 @@ class TiledForward:
         self._unit(unit, forward)
         return pool, forward.residual
 
-    def _measure(
-        self, unit: int, pool: SamplePool, carried: CarriedState, goes_on: bool | None, report: Report
-    ) -> Means:
+    def _measure(self, unit: int, pool: SamplePool, carried: CarriedState, planes: slice, report: Report) -> Means:
         """All tiles through a unit, by what the sample says; gives the means of its windows and of the picture."""
         measured = MeasuringPool(pool.vectors)
-        self._pass(unit, measured, carried, goes_on, report)
+        self._pass(unit, measured, carried, planes, report)
         return list(zip(pool.windows, measured.means))
 
     def _keep(self, sample: Sample, carried: CarriedState, kept: CarriedState) -> None:
@@ -158,15 +159,14 @@ class TiledForward:
         self._ranging.next_unit()
         carried.next_unit()
 
-    def _pass(self, unit: int, pool: Pool | None, carried: CarriedState, goes_on: bool | None, report: Report) -> None:
-        """All tiles through one unit, on to the next one or, if it does not go on, to the result; None: neither."""
+    def _pass(self, unit: int, pool: Pool | None, carried: CarriedState, planes: slice, report: Report) -> None:
+        """All tiles through one unit; some of what they leave to the next one is kept."""
         for tiles, part in in_groups(self._plan.tiles, self._batch, report):
             forward = self._windows(self._plan, tiles, pool, self._ranging)
             if unit:
                 self._read(forward, self._plan, tiles, carried)
             self._unit(unit, forward, part)
-            if goes_on is not None:
-                carried.write(forward, tiles, only_residual=not goes_on)
+            carried.write(forward, tiles, planes)
             del forward  # before the next one makes room
 
     def _read(self, forward: FusedForward, plan: TilePlan, tiles: Sequence[Tile], carried: CarriedState) -> None:
@@ -252,8 +252,8 @@ class CarriedState:
         self._rings[-1].read(self._top + rows.start, 0, residual[0])
         return residual
 
-    def write(self, forward: FusedForward, tiles: Sequence[Tile], only_residual: bool = False) -> None:
-        """Takes the cores of a forward's windows: of all that is carried, or of the residual alone.
+    def write(self, forward: FusedForward, tiles: Sequence[Tile], planes: slice = ALL) -> None:
+        """Takes the cores of a forward's windows, of all planes that are carried or some.
 
         Raises:
             OutOfMemoryError: the disk that holds temporary files is full, or there is none.
@@ -270,8 +270,7 @@ class CarriedState:
                 for plane in forward.carried:
                     self._rings.append(Ring(self._rows, self._width, plane))
                     self._rings[-1].reserve()  # better full now than after half of the work
-            first = len(self._rings) - 1 if only_residual else 0
-            list(self._threads.map(keep, forward.carried[first:], self._rings[first:]))
+            list(self._threads.map(keep, forward.carried[planes], self._rings[planes]))
         except OSError as error:
             size = self._rows * self._width * sum(_stored_bytes(plane) for plane in forward.carried)
             raise OutOfMemoryError(
