@@ -488,7 +488,8 @@ def test_fast_precisions_are_close_to_fp32(
 ) -> None:
     monkeypatch.setattr(hardware, "multiplies_bytes", lambda: True)
     image = mosaic().astype(np.float32) / 255
-    if precision == "bf16" and hardware.fast_float() != torch.bfloat16:  # which takes ten times as long
+    in_c = compiled.is_available()
+    if precision == "bf16" and not in_c and hardware.fast_float() != torch.bfloat16:  # which takes ten times as long
         image = np.ascontiguousarray(image[60:220, 220:380])  # of both scenes
     exact, fast = (
         Engine(default_model, EngineConfig(device="cpu", precision=each)).derain(image) for each in ("fp32", precision)
@@ -664,15 +665,22 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what is in C, which computes bf16 in fp32."""
     said: list[str] = []
-    monkeypatch.setattr(hardware.log, "warning", said.append)
+    monkeypatch.setattr("sapnet_cli.engine.engine.log.warning", said.append)
+    monkeypatch.setattr("sapnet_cli.training.learner.log.warning", said.append)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    for has_bf16, slow in ((True, []), (False, ["bf16"])):
+    for has_bf16, in_c, engine_is_slow in ((True, False, False), (False, False, True), (False, True, False)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr("sapnet_cli.engine.engine.is_native", lambda *_, in_c=in_c: in_c)
         said.clear()
         for name in ("fp32", "bf16", "fp16"):
-            choose_precision(name, choose_device("cpu"))
-        assert [text.split()[5].rstrip(",") for text in said] == slow, said
+            Engine(random_model(), EngineConfig(device="cpu", precision=name))
+        assert said == [hardware.SLOW] * engine_is_slow
+        said.clear()
+        for name in ("fp32", "bf16"):
+            choose_training_precision(name, choose_device("cpu"))
+        assert said == [hardware.SLOW] * (not has_bf16)
 
 
 def test_a_program_computes_fp32_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from sapnet_cli.model.sapnet import ChannelResidualAttention
 
 pytestmark = pytest.mark.usefixtures("instructions")
 CHANNELS_LAST = torch.channels_last
+SHORT = torch.float16, torch.bfloat16
 find_program = compiled.find_program
 
 
@@ -184,7 +185,7 @@ def test_it_writes_nowhere_else() -> None:
             native.convolve(seen, *kernel, skip=place)
     with pytest.raises(ValueError, match="in pieces"):
         native.convolve(plane(1, 9, 9, 32)[..., ::2], *kernel)
-    for kind in (torch.float64, torch.bfloat16):
+    for kind in (torch.float64, torch.int16):
         with pytest.raises(ValueError, match="a plane is of"):
             native.convolve(seen.to(kind), *kernel)
     right = {
@@ -275,7 +276,7 @@ def test_it_is_the_convolution_from_images(size: tuple[int, int], rainy: torch.d
     native.embed(seen, residual, laid, bias, out)
     both = first(torch.cat((seen * (1 if rainy == torch.uint8 else 255), residual), dim=3))
     expected = last(functional.conv2d(both.double(), kernel.double(), bias.double(), padding=1).relu())
-    assert torch.allclose(out.double(), expected, rtol=1e-5 if kind == torch.float32 else 6e-4, atol=2e-5)
+    assert torch.allclose(out.double(), expected, rtol=max(1e-5, 0.6 * torch.finfo(kind).eps), atol=2e-5)
     for change in (
         {"rainy": seen[:, :, :-1]},
         {"rainy": seen.double()},
@@ -293,9 +294,10 @@ def test_it_is_the_convolution_from_images(size: tuple[int, int], rainy: torch.d
 @needs_native
 @pytest.mark.parametrize("side", native.POINTS)
 @pytest.mark.parametrize("dilation", [1, 5])
-def test_halves_are_computed_in_floats(side: int, dilation: int) -> None:
+@pytest.mark.parametrize("kind", SHORT)
+def test_short_features_are_computed_in_floats(side: int, dilation: int, kind: torch.dtype) -> None:
     """What comes out is what comes of the same values in floats, and is rounded once, where it is stored."""
-    seen, skip = plane(2, 31, 26, 32).half(), plane(2, 31, 26, 32, seed=1).half()
+    seen, skip = plane(2, 31, 26, 32).to(kind), plane(2, 31, 26, 32, seed=1).to(kind)
     kernel = (
         native.transform(features(32, 32, 3, 3, seed=2) / 17, side),
         torch.rand(32),
@@ -308,8 +310,8 @@ def test_halves_are_computed_in_floats(side: int, dilation: int) -> None:
     known[1] = replace(known[1], kernel=known[0].kernel)
     given = native.convolve(seen, *kernel, skip, pooled=known[0])
     expected = native.convolve(seen.float(), *kernel, skip.float(), pooled=known[1])
-    assert torch.equal(given, expected.half())
-    assert torch.allclose(*means, rtol=1e-3, atol=1e-3)
+    assert torch.equal(given, expected.to(kind))
+    assert torch.allclose(*means, rtol=torch.finfo(kind).eps, atol=torch.finfo(kind).eps)
 
     images = torch.empty(2, 2, 31, 26, 3)
     for source, image in zip((given, given.float()), images):
@@ -318,19 +320,31 @@ def test_halves_are_computed_in_floats(side: int, dilation: int) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("kind", SHORT)
+def test_short_features_are_rounded_as_by_pytorch(kind: torch.dtype) -> None:
+    bias = torch.randn(32) * torch.logspace(-3, 3, 32)
+    half_way = 1 + torch.finfo(kind).eps * torch.tensor([0.5, 1.5, 2.5])
+    bias[:9] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0, -1e-3, 3e38, *half_way])
+    nothing = native.transform(torch.zeros(32, 16, 3, 3), native.SMALL)
+    given = native.convolve(torch.zeros(1, 5, 5, 16, dtype=kind), nothing, torch.ones(32), bias, 1)
+    assert torch.equal(given[0, 2, 2].nan_to_num(nan=7), bias.to(kind).nan_to_num(nan=7))
+
+
+@needs_native
 @pytest.mark.parametrize("is_first", [False, True])
-def test_its_lstm_in_halves(is_first: bool) -> None:
+@pytest.mark.parametrize("short", SHORT)
+def test_its_lstm_of_short_features(is_first: bool, short: torch.dtype) -> None:
     width, gates = 2 * compiled.program().lanes, 3 if is_first else 4
     kernel = native.transform(features(gates * width, (1 if is_first else 2) * width, 3, 3) / 17, native.LARGE)
-    seen, state, cell = (plane(1, 19, 23, width, seed=seed).half() for seed in range(1, 4))
+    seen, state, cell = (plane(1, 19, 23, width, seed=seed).to(short) for seed in range(1, 4))
     results, bias = [], torch.full((gates * width,), 0.1)
-    for kind in native.PLANES:
+    for kind in (short, torch.float32):
         before, after, hidden = state.to(kind), cell.to(kind, copy=True), torch.empty_like(cell, dtype=kind)
         native.recur(seen.to(kind), None if is_first else (before, after), kernel, bias, hidden, after)
-        results.append((after.half(), hidden.half()))
+        results.append((after.to(short), hidden.to(short)))
     assert all(torch.equal(*each) for each in zip(*results))
     with pytest.raises(ValueError, match="what is to be"):
-        native.recur(seen.float(), None if is_first else (before, after), kernel, bias, hidden.float(), after)
+        native.recur(seen, None if is_first else (before, after), kernel, bias, hidden, after)
 
 
 def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,13 @@ from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.graphs import Forward, ReplayedForward
 from sapnet_cli.engine.hardware import (
+    SLOW,
     choose_device,
     choose_precision,
     fast_float,
     give_back_freed_memory,
     is_out_of_memory,
+    is_slow_in,
 )
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import FusedWeights
@@ -64,6 +66,8 @@ class Engine:
         self.config = config or EngineConfig()
         self.device = choose_device(self.config.device)
         self.precision = choose_precision(self.config.precision, self.device)
+        if is_slow_in(self.precision, self.device) and not is_native(model, self.device, self.precision):
+            log.warning(SLOW)
         self.stages = model.config.stages if self.config.stages is None else self.config.stages
         if not 1 <= self.stages <= model.config.stages:
             raise UsageError(f"stages {self.stages} is out of range: these weights have 1 to {model.config.stages}")

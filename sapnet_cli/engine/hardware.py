@@ -20,6 +20,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 log = logging.getLogger(__name__)
 
+SLOW = "this CPU is slow in bf16, and faster with --precision auto"
+
 MALLOC_TRIM, MALLOC_MMAP = (-1, 2**29), (-3, 2**25)
 """Of glibc's `mallopt`: its parameters, and how many freed bytes to keep, of blocks up to which size."""
 
@@ -101,7 +103,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
     fp16 pays on GPUs with tensor cores, and on x86 CPUs where what is in C lets features lie in it and computes in
-    fp32: faster than int8 and bf16 even with AVX512-BF16 (AMX was not measured), and a hundred times as near to fp32.
+    fp32: as fast as bf16 there and eight times as near to fp32, and faster than int8, even with AVX512-BF16 (AMX was
+    not measured).
     Without what is in C int8 pays on CPUs with AVX2. Elsewhere all are slower than `fast_float`, which auto then takes.
 
     Raises:
@@ -112,10 +115,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             raise UsageError(f"precision {name!r} is not one of auto, {', '.join(PRECISIONS)}")
         if name == "int8" and not (device.type == "cpu" and multiplies_bytes()):
             raise UsageError("int8 needs an x86 CPU with AVX2; use --precision auto")
-        precision = PRECISIONS[name]
-        if device.type == "cpu" and precision is torch.bfloat16 and fast_float() is not torch.bfloat16:
-            log.warning("this CPU is slow in bf16, and faster with --precision auto")
-        return precision
+        return PRECISIONS[name]
     if device.type == "cpu":
         if compiled.is_available():
             return torch.float16
@@ -132,6 +132,11 @@ def fast_float() -> torch.dtype:
     """The floating point that this CPU is fastest in."""
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def is_slow_in(precision: torch.dtype, device: torch.device) -> bool:
+    """Whether PyTorch computes slowly in a precision on a device: what is in C does not."""
+    return device.type == "cpu" and precision is torch.bfloat16 and fast_float() is not torch.bfloat16
 
 
 def multiplies_bytes() -> bool:

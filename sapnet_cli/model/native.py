@@ -4,8 +4,8 @@ PyTorch's convolutions run at the peak of such a CPU, so that nothing but fewer 
 need a quarter of them or fewer, by Winograd's F(4x4, 3x3) or F(6x6, 3x3), take a third of the time, and round to the
 fifth digit.
 
-Planes of features are (N, H, W, C), one pixel after the other, in float32, or in float16, which takes half of the time
-that they are waited for. All that is computed is float32.
+Planes of features are (N, H, W, C), one pixel after the other, in float32, or in float16 or bfloat16, which take half
+of the time that they are waited for. All that is computed is float32.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0
 SMALL, LARGE = POINTS
 """Sides of the tiles, whose pixels lie a dilation apart."""
 
-PLANES = torch.float32, torch.float16
-"""What planes may be of."""
+PLANES = torch.float32, torch.float16, torch.bfloat16
+"""What planes may be of, in the order of `c/vectors.h`."""
 
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
@@ -40,7 +40,7 @@ class Convolution(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip")),
         *((name, ctypes.c_void_p) for name in ("target", "before", "cell", "gates", "after", "skipped", "sums")),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "own", "outputs", "dilation")),
-        *((name, ctypes.c_long) for name in ("side", "halves", "each", "relu", "parts", "next", "failed")),
+        *((name, ctypes.c_long) for name in ("side", "kind", "each", "relu", "parts", "next", "failed")),
     )
 
 
@@ -49,7 +49,7 @@ class Embedding(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("rainy", "residual", "kernel", "bias", "target")),
-        *((name, ctypes.c_long) for name in ("count", "height", "width", "outputs", "bytes", "halves")),
+        *((name, ctypes.c_long) for name in ("count", "height", "width", "outputs", "bytes", "kind")),
         *((name, ctypes.c_long) for name in ("next", "failed")),
     )
 
@@ -61,7 +61,7 @@ class Pooling(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("plane", "parts", "columns", "cores", "kernel", "bias")),
         *((name, ctypes.c_void_p) for name in ("rectangle", "means")),
         *((name, ctypes.c_long) for name in ("number", "count", "height", "width", "channels", "outputs", "dilation")),
-        *((name, ctypes.c_long) for name in ("halves", "next", "done")),
+        *((name, ctypes.c_long) for name in ("kind", "next", "done")),
     )
 
 
@@ -242,7 +242,7 @@ def embed(rainy: Tensor, residual: Tensor, kernel: Tensor, bias: Tensor, out: Te
     check(bias, (outputs,))
     _check_plane(out, (*shape, outputs))
     job = Embedding(*(array.data_ptr() for array in (rainy, residual, kernel, bias, out)), *shape, outputs)
-    job.bytes, job.halves = rainy.dtype == torch.uint8, out.dtype == torch.float16
+    job.bytes, job.kind = rainy.dtype == torch.uint8, PLANES.index(out.dtype)
     run("sapnet_embed", job)
 
 
@@ -304,7 +304,7 @@ def begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int = 1) -> Co
     """What all convolutions have."""
     job = Convolution(source=source.data_ptr(), kernel=kernel.data_ptr(), outputs=outputs, dilation=dilation)
     job.count, job.height, job.width, job.own = source.shape
-    job.inputs, job.halves = job.own, source.dtype == torch.float16
+    job.inputs, job.kind = job.own, PLANES.index(source.dtype)
     return job
 
 
@@ -339,7 +339,7 @@ def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Poo
     run("sapnet_convolve", job)
     arrays = (target, parts, columns, pooled.cores, pooled.kernel, pooled.bias, rectangle, pooled.means)
     pooling = Pooling(*(array.data_ptr() for array in arrays), job.parts, count, height, width, channels, outputs)
-    pooling.dilation, pooling.halves = pooled.dilation, job.halves
+    pooling.dilation, pooling.kind = pooled.dilation, job.kind
     compiled.program().run("sapnet_pool", ctypes.addressof(pooling))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -13,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sapnet_cli.engine.hardware import PRECISIONS, choose_precision, fast_float, free_memory, is_out_of_memory
+from sapnet_cli.engine.hardware import (
+    PRECISIONS,
+    SLOW,
+    choose_precision,
+    fast_float,
+    free_memory,
+    is_out_of_memory,
+    is_slow_in,
+)
 from sapnet_cli.errors import OutOfMemoryError, UsageError
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.model import compiled, learning
@@ -21,6 +30,8 @@ from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.config import StepShape, TrainingConfig
 from sapnet_cli.training.optimizers import build_optimizers
 from sapnet_cli.training.processes import Processes
+
+log = logging.getLogger(__name__)
 
 BYTES_PER_PIXEL = 1800 * 4
 """What a step keeps for the backward pass in fp32, for each pixel of the batch and each unit, with a margin; in C it is
@@ -223,6 +234,8 @@ def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
     precision = choose_precision(name, device)
     if precision is torch.float16 and device.type != "cuda":
         raise UsageError("fp16 trains on CUDA only; use --precision bf16 or fp32")
+    if is_slow_in(precision, device):
+        log.warning(SLOW)
     return precision
 
 

@@ -1,7 +1,7 @@
 """Seconds for one picture: the authors' network in eager fp32, sapnet, and other runtimes, in turns.
 
-Each lives in a process of its own, so that none runs with another's settings or memory. A CPU that is slow in bf16 is
-not asked for it.
+Each lives in a process of its own, so that none runs with another's settings or memory. Runtimes are not asked for bf16
+where the CPU is slow in it.
 
     python tests/performance/one_image.py [PICTURE] [--rounds 7] [--stages 6] [--device cpu]
 
@@ -30,6 +30,7 @@ from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_device, fast_float, prepare_process, synchronize
 from sapnet_cli.hub import locate_weights
+from sapnet_cli.model import compiled
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.benchmark import ReleasedNetwork
@@ -152,12 +153,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
-    names = [AUTHORS, "sapnet --precision fp32", "sapnet --precision bf16", "sapnet --precision auto"]
+    slow_in_bf16 = arguments.device == "cpu" and fast_float() != torch.bfloat16
+    names = [AUTHORS, "sapnet --precision fp32", "sapnet --precision auto"]
+    if compiled.is_available() or not slow_in_bf16:
+        names.append("sapnet --precision bf16")
     if arguments.device == "cpu" and arguments.stages == 6 and importlib.util.find_spec("onnx"):
         names += ["ONNX Runtime fp32"] if importlib.util.find_spec("onnxruntime") else []
-        names += ["OpenVINO fp32", "OpenVINO bf16"] if importlib.util.find_spec("openvino") else []
-    if arguments.device == "cpu" and fast_float() != torch.bfloat16:
-        names = [name for name in names if "bf16" not in name]
+        if importlib.util.find_spec("openvino"):
+            names += ["OpenVINO fp32"] if slow_in_bf16 else ["OpenVINO fp32", "OpenVINO bf16"]
     context, connections = get_context("spawn"), {}
     for name in names:
         connections[name], end = context.Pipe()

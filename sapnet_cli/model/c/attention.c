@@ -16,7 +16,7 @@ typedef struct {
     float *rectangle;                 /* (channels): room */
     float *means;                     /* (count, outputs): of what it will give, over cores */
     long number, count, height, width, channels, outputs, dilation;
-    long halves;                      /* what the plane is, or floats */
+    long kind;                        /* of the plane's features */
     long next, done;                  /* of some columns each: that no thread has taken yet, and how many are summed */
 } Pooling;
 
@@ -36,9 +36,9 @@ static void sum_over_rows(const Pooling *job, long picture, long first, long end
             const long down = (tap - 1) * job->dilation;
             const long from = within(core[0] + down, job->height), to = within(core[1] + down, job->height);
             const void *plane = job->plane;
-            for (long row = seen_first; row < from; row++) sum = sub(sum, load_features(job->halves, plane, (top + row) * line + at));
-            for (long row = to; row < seen_end; row++) sum = sub(sum, load_features(job->halves, plane, (top + row) * line + at));
-            for (long row = seen_end; row < to; row++) sum = add(sum, load_features(job->halves, plane, (top + row) * line + at));
+            for (long row = seen_first; row < from; row++) sum = sub(sum, load_features(job->kind, plane, (top + row) * line + at));
+            for (long row = to; row < seen_end; row++) sum = sub(sum, load_features(job->kind, plane, (top + row) * line + at));
+            for (long row = seen_end; row < to; row++) sum = add(sum, load_features(job->kind, plane, (top + row) * line + at));
             seen_first = from, seen_end = to;
             store(job->columns + tap * size + picture * line + at, sum);
         }

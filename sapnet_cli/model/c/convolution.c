@@ -57,7 +57,7 @@ INLINE void add_sums(const long side, const Convolution *job, Place place, long 
 }
 
 /* Writes a tile, `from` + place * `apart`, and adds it to the sums of a part. */
-INLINE void write_tile(const long side, const int halves, const Convolution *job, Place place, const float *from, float *sums) {
+INLINE void write_tile(const long side, const int kind, const Convolution *job, Place place, const float *from, float *sums) {
     const long outputs = job->outputs;
     const Vector zero = all(0);
     for (long channel = 0; channel < outputs; channel += LANES) {
@@ -72,9 +72,9 @@ INLINE void write_tile(const long side, const int halves, const Convolution *job
                 long pixel = pixel_of(job, place, y, x);
                 Vector value = product_plus(result[x], scale, bias);
                 if (job->relu) value = larger(zero, value); /* the second where it is no number */
-                if (job->skip) value = add(value, load_features(halves, job->skip, pixel * outputs + channel));
+                if (job->skip) value = add(value, load_features(kind, job->skip, pixel * outputs + channel));
                 if (job->relu) value = larger(zero, value);
-                store_features(halves, job->target, pixel * outputs + channel, value);
+                store_features(kind, job->target, pixel * outputs + channel, value);
                 totals[x] = add(totals[x], value);
             }
         }
@@ -93,7 +93,7 @@ INLINE long gates_of(const Convolution *job) { return job->state ? GATES : GATES
 
 /* Writes a tile as `write_tile` does, but of an LSTM: what is convolved are its gates (input, candidate, output and,
    unless it is the first step, forget), and what is written is the next state, hidden into target and cell into cell. */
-INLINE void write_state(const long side, const int halves, const Convolution *job, Place place, const float *from, float *sums) {
+INLINE void write_state(const long side, const int kind, const Convolution *job, Place place, const float *from, float *sums) {
     const long outputs = job->outputs, gates = gates_of(job), width = outputs / gates;
     const Vector zero = all(0);
     for (long channel = 0; channel < width; channel += LANES) {
@@ -113,12 +113,12 @@ INLINE void write_state(const long side, const int halves, const Convolution *jo
                 long pixel = pixel_of(job, place, y, x);
                 Vector cell = let_through(result[0][x], result[1][x]);
                 if (job->state) {
-                    Vector before = load_features(halves, job->before, pixel * width + channel);
+                    Vector before = load_features(kind, job->before, pixel * width + channel);
                     cell = product_plus(sigmoid(result[3][x]), before, cell);
                 }
                 Vector hidden = let_through(result[2][x], cell);
-                store_features(halves, job->cell, pixel * width + channel, cell);
-                store_features(halves, job->target, pixel * width + channel, hidden);
+                store_features(kind, job->cell, pixel * width + channel, cell);
+                store_features(kind, job->target, pixel * width + channel, hidden);
                 totals[x] = add(totals[x], hidden);
             }
         }
@@ -128,10 +128,10 @@ INLINE void write_state(const long side, const int halves, const Convolution *jo
 
 /* Has what tiles will be written to, and what is added to them, brought nearer while others are multiplied. All of a tile
    has its turn once places have been counted through. */
-INLINE void fetch(const long side, const int halves, const Convolution *job, const Place *tiles, long number, long place) {
+INLINE void fetch(const long side, const int kind, const Convolution *job, const Place *tiles, long number, long place) {
     const long y = place / (side + BEYOND), x = place % (side + BEYOND);
     if (y >= side || x >= side) return;
-    const long pixel = job->outputs * (halves ? sizeof(short) : sizeof(float));
+    const long pixel = job->outputs * feature_size(kind);
     const long way = (y * job->width + x) * job->dilation * pixel;
     for (long tile = 0; tile < number; tile++) {
         if (y >= tiles[tile].rows || x >= tiles[tile].columns) continue;
@@ -176,7 +176,7 @@ INLINE void write_gradient(const long side, const Convolution *job, Place place,
 }
 
 /* Takes parts of the tiles until there are none left. */
-INLINE void convolve(const long side, const int halves, Convolution *shared) {
+INLINE void convolve(const long side, const int kind, Convolution *shared) {
     const Convolution own = *shared, *job = &own; /* which nothing that is stored can be, so that it is read once */
     const long inputs = job->inputs, outputs = job->outputs, places = places_of(side), at_once = tiles_at_once(side);
     const long channels = job->cell ? outputs / gates_of(job) : outputs;
@@ -195,13 +195,13 @@ INLINE void convolve(const long side, const int halves, Convolution *shared) {
             Place tiles[AT_ONCE];
             for (long tile = 0; tile < number; tile++) {
                 tiles[tile] = place_of(job, side, tiling, begin + tile);
-                read_tile(side, halves, job, tiles[tile], seen + tile * inputs);
+                read_tile(side, kind, job, tiles[tile], seen + tile * inputs);
             }
             for (long tile = number; tile % ROWS; tile++) /* multiplied, but not written */
                 for (long place = 0; place < places; place++)
                     for (long input = 0; input < inputs; input++) seen[place * apart(side, inputs) + tile * inputs + input] = 0;
             for (long place = 0; place < places; place++) {
-                if (!job->cell) fetch(side, halves, job, tiles, number, place);
+                if (!job->cell) fetch(side, kind, job, tiles, number, place);
                 for (long output = 0; output < outputs; output += OUTPUTS)
                     for (long tile = 0; tile < number; tile += ROWS)
                         multiply(seen + place * apart(side, inputs) + tile * inputs,
@@ -209,9 +209,9 @@ INLINE void convolve(const long side, const int halves, Convolution *shared) {
                                  given + place * apart(side, outputs) + tile * outputs + output, inputs, outputs);
             }
             for (long tile = 0; tile < number; tile++)
-                if (job->cell) write_state(side, halves, job, tiles[tile], given + tile * outputs, sums);
+                if (job->cell) write_state(side, kind, job, tiles[tile], given + tile * outputs, sums);
                 else if (job->after) write_gradient(side, job, tiles[tile], given + tile * outputs, sums);
-                else write_tile(side, halves, job, tiles[tile], given + tile * outputs, sums);
+                else write_tile(side, kind, job, tiles[tile], given + tile * outputs, sums);
         }
     }
     free(seen);
@@ -220,8 +220,11 @@ INLINE void convolve(const long side, const int halves, Convolution *shared) {
 /* What each thread of a convolution runs. */
 void sapnet_convolve(void *shared) {
     Convolution *job = shared;
-    if (job->side == SMALL && job->halves) convolve(SMALL, 1, job);
-    else if (job->side == SMALL) convolve(SMALL, 0, job);
-    else if (job->halves) convolve(LARGE, 1, job);
-    else convolve(LARGE, 0, job);
+    const int small = job->side == SMALL;
+    if (job->kind == HALVES && small) convolve(SMALL, HALVES, job);
+    else if (job->kind == HALVES) convolve(LARGE, HALVES, job);
+    else if (job->kind == BRAIN_FLOATS && small) convolve(SMALL, BRAIN_FLOATS, job);
+    else if (job->kind == BRAIN_FLOATS) convolve(LARGE, BRAIN_FLOATS, job);
+    else if (small) convolve(SMALL, FLOATS, job);
+    else convolve(LARGE, FLOATS, job);
 }

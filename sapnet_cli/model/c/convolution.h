@@ -19,7 +19,7 @@ typedef struct {
     float *sums;                      /* (parts, count, width, as target): of target over rows, or none; see `write_gradient` */
     long count, height, width, inputs, own, outputs, dilation;
     long side;                        /* of the tiles, SMALL or LARGE */
-    long halves;                      /* what source, state, skip, target, before and cell are, or floats; gradients are floats */
+    long kind;                        /* of source, state, skip, target, before and cell; gradients are floats */
     long each;                        /* whether each picture has a scale and a bias of its own */
     long relu;                        /* ReLU(ReLU(scale * convolution + bias) + skip), or without either */
     long parts;                       /* that a gradient or sums are summed in, each in order, whoever sums it */

@@ -21,7 +21,7 @@ typedef struct {
     const float *kernel, *bias;       /* (3, 3, SEEN, outputs), of the rainy image in 255ths and the residual, and (outputs) */
     void *target;                     /* (count, height, width, outputs) */
     long count, height, width, outputs;
-    long bytes, halves;               /* whether the rainy image is of bytes, and the target of halves */
+    long bytes, kind;                 /* whether the rainy image is of bytes, and the kind of the target's features */
     long next;                        /* of some rows each, that no thread has taken yet */
     long failed;                      /* a thread had no memory */
 } Embedding;
@@ -41,7 +41,7 @@ static void lay_row(const Embedding *job, long picture, long row, long room, flo
 }
 
 /* ReLU of what AT_ONCE pixels give in two vectors of channels, of what they see, three lines that lie `room` apart. */
-INLINE void embed_pixels(const int halves, const Embedding *job, const float *lines, long room, long output, long pixel, long number) {
+INLINE void embed_pixels(const int kind, const Embedding *job, const float *lines, long room, long output, long pixel, long number) {
     Vector sums[AT_ONCE][2];
     for (int each = 0; each < AT_ONCE; each++)
         for (int vector = 0; vector < 2; vector++) sums[each][vector] = load(job->bias + output + vector * LANES);
@@ -59,12 +59,12 @@ INLINE void embed_pixels(const int halves, const Embedding *job, const float *li
         for (int vector = 0; vector < 2; vector++)
             if (each < number) {
                 const long value = (pixel + each) * job->outputs + output + vector * LANES;
-                store_features(halves, job->target, value, larger(all(0), sums[each][vector]));
+                store_features(kind, job->target, value, larger(all(0), sums[each][vector]));
             }
 }
 
 /* Takes some rows of pictures at a time until there are none left. */
-INLINE void embed(const int halves, Embedding *job) {
+INLINE void embed(const int kind, Embedding *job) {
     const long height = job->height, width = job->width, room = (width + AT_ONCE + 2) * SEEN;
     const long parts = (height + SOME_ROWS - 1) / SOME_ROWS;
     float *lines = malloc(sizeof(float) * (SOME_ROWS + 2) * room);
@@ -77,7 +77,7 @@ INLINE void embed(const int halves, Embedding *job) {
         for (long row = begin; row < end; row++)
             for (long at = 0; at < width; at += AT_ONCE)
                 for (long output = 0; output < job->outputs; output += 2 * LANES)
-                    embed_pixels(halves, job, lines + (row - begin) * room + at * SEEN, room, output,
+                    embed_pixels(kind, job, lines + (row - begin) * room + at * SEEN, room, output,
                                  (picture * height + row) * width + at, width - at);
     }
     free(lines);
@@ -86,13 +86,14 @@ INLINE void embed(const int halves, Embedding *job) {
 /* The 3x3 convolution of two images, and ReLU: what each of its threads runs. */
 void sapnet_embed(void *shared) {
     Embedding *job = shared;
-    if (job->halves) embed(1, job);
-    else embed(0, job);
+    if (job->kind == HALVES) embed(HALVES, job);
+    else if (job->kind == BRAIN_FLOATS) embed(BRAIN_FLOATS, job);
+    else embed(FLOATS, job);
 }
 
 /* Takes rows of pictures until there are none left. The kernel is (3, 3, COLOURS, inputs), the target of floats, and a
    row and column beyond the edges zero. */
-INLINE void project(const int halves, Convolution *job) {
+INLINE void project(const int kind, Convolution *job) {
     const long inputs = job->inputs, height = job->height, width = job->width;
     float *zeros = calloc(inputs, sizeof(float));
     if (!zeros) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
@@ -111,14 +112,14 @@ INLINE void project(const int halves, Convolution *job) {
                 for (int pixel = 0; pixel < PIXELS; pixel++) {
                     int there = first + pixel >= 0 && first + pixel < width;
                     const long value = ((line + down) * width + first + pixel) * inputs;
-                    seen[pixel] = there ? (const char *)job->source + value * (halves ? sizeof(short) : sizeof(float)) : (char *)zeros;
+                    seen[pixel] = there ? (const char *)job->source + value * feature_size(kind) : (char *)zeros;
                 }
                 for (long channel = 0; channel < inputs; channel += LANES) {
                     Vector weights[COLOURS];
                     for (int colour = 0; colour < COLOURS; colour++)
                         weights[colour] = load(kernel + colour * inputs + channel);
                     for (int pixel = 0; pixel < PIXELS; pixel++) {
-                        Vector value = load_features(halves, seen[pixel], channel);
+                        Vector value = load_features(kind, seen[pixel], channel);
                         for (int colour = 0; colour < COLOURS; colour++)
                             sums[pixel][colour] = product_plus(value, weights[colour], sums[pixel][colour]);
                     }
@@ -136,6 +137,7 @@ INLINE void project(const int halves, Convolution *job) {
 /* The 3x3 convolution to COLOURS: what each of its threads runs. */
 void sapnet_project(void *shared) {
     Convolution *job = shared;
-    if (job->halves) project(1, job);
-    else project(0, job);
+    if (job->kind == HALVES) project(HALVES, job);
+    else if (job->kind == BRAIN_FLOATS) project(BRAIN_FLOATS, job);
+    else project(FLOATS, job);
 }

@@ -36,6 +36,16 @@ static inline void store_halves(short *to, Vector x) {
     _mm256_storeu_si256((void *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline Vector load_halves(const short *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)from)); }
+static inline void store_brain_floats(short *to, Vector x) { /* to the nearest, and to the even one of two */
+    const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits); /* no number stays none */
+    _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+static inline Vector load_brain_floats(const short *from) {
+    const __m256i upper = _mm256_loadu_si256((const void *)from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
+}
 #else
 typedef __m256 Vector;
 enum {
@@ -66,6 +76,17 @@ static inline void store_halves(short *to, Vector x) {
     _mm_storeu_si128((void *)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline Vector load_halves(const short *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)from)); }
+static inline void store_brain_floats(short *to, Vector x) {
+    const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i nearest = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i none = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(nearest, bits, none), 16);
+    _mm_storeu_si128((void *)to, _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1)));
+}
+static inline Vector load_brain_floats(const short *from) {
+    const __m128i upper = _mm_loadu_si128((const void *)from);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(upper), 16));
+}
 #endif
 
 enum { PAIRS = REGISTERS * 3 / 8 }; /* of vectors that are summed at once: they take most registers */
@@ -94,12 +115,18 @@ static inline Vector hyperbolic_tangent(Vector x) {
     return over(sub(all(1), twice), add(all(1), twice));
 }
 
-/* Of a plane of features, which are floats, or halves that are computed with as floats. */
-INLINE Vector load_features(const int halves, const void *plane, long first) {
-    return halves ? load_halves((const short *)plane + first) : load((const float *)plane + first);
+/* What the features of a plane are, as in `PLANES` of `native.py`: computed with as floats, all of them. */
+enum { FLOATS, HALVES, BRAIN_FLOATS };
+
+INLINE long feature_size(const int kind) { return kind == FLOATS ? sizeof(float) : sizeof(short); }
+INLINE Vector load_features(const int kind, const void *plane, long first) {
+    if (kind == HALVES) return load_halves((const short *)plane + first);
+    if (kind == BRAIN_FLOATS) return load_brain_floats((const short *)plane + first);
+    return load((const float *)plane + first);
 }
-INLINE void store_features(const int halves, void *plane, long first, Vector x) {
-    if (halves) store_halves((short *)plane + first, x);
+INLINE void store_features(const int kind, void *plane, long first, Vector x) {
+    if (kind == HALVES) store_halves((short *)plane + first, x);
+    else if (kind == BRAIN_FLOATS) store_brain_floats((short *)plane + first, x);
     else store((float *)plane + first, x);
 }
 

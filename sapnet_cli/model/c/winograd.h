@@ -160,7 +160,7 @@ INLINE void write_rows(const long side, const int gradient, Vector (*columns)[SE
 }
 
 /* Reads a tile, `to` + place * `apart`. */
-INLINE void read_tile(const long side, const int halves, const Convolution *job, Place place, float *to) {
+INLINE void read_tile(const long side, const int kind, const Convolution *job, Place place, float *to) {
     const long seen = side + BEYOND, step = job->dilation, inputs = job->inputs;
     const long top = place.top - step, left = place.left - step;
     const int inside = top >= 0 && left >= 0 && top + (seen - 1) * step < job->height && left + (seen - 1) * step < job->width;
@@ -174,7 +174,7 @@ INLINE void read_tile(const long side, const int halves, const Convolution *job,
             for (int y = 0; y < seen; y++) {
                 long row = top + y * step, at = left + x * step;
                 int there = inside || (row >= 0 && row < job->height && at >= 0 && at < job->width);
-                column[y] = there ? load_features(halves, source, first + (row * job->width + at) * stride) : all(0);
+                column[y] = there ? load_features(kind, source, first + (row * job->width + at) * stride) : all(0);
             }
             transform(side, column, columns[x]);
         }
