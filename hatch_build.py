@@ -17,8 +17,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ("-O3", "-shared", "-fPIC")
-SETS = {"avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma", "-mf16c")}
-"""Of instructions: all is compiled for each, and a CPU takes the best that it has. As in compiled.py."""
+X86 = {"avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma", "-mf16c")}
+SETS: dict[str, dict[str, tuple[str, ...]]] = {"x86_64": X86, "aarch64": {"neon": ()}}
+"""Of instructions, by machine: all is compiled for each, and a CPU takes the best that it has. As in compiled.py."""
 
 
 class NativeBuildHook(BuildHookInterface):
@@ -33,7 +34,7 @@ class NativeBuildHook(BuildHookInterface):
         folder = Path(self.root, "sapnet_cli", "model", "c")
         compiled = compile_sources(folder)
         if not compiled:
-            self.app.display_warning("what is in C is not compiled, for want of an x86 CPU, Linux or a C compiler")
+            self.app.display_warning("what is in C is not compiled, for want of Linux, an x86 or Arm CPU or a compiler")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
@@ -43,7 +44,8 @@ class NativeBuildHook(BuildHookInterface):
 
 def compile_sources(folder: Path) -> list[Path]:
     """The compiled files, beside the sources, for each of `SETS` that the compiler knows; none where there is none."""
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+    sets = SETS.get(platform.machine(), {})
+    if sys.platform != "linux" or not sets:
         return []
     named = shlex.split(os.environ.get("CC", ""))
     compiler = named or [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))][:1]
@@ -57,7 +59,7 @@ def compile_sources(folder: Path) -> list[Path]:
     try:
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             fresh = []
-            for instructions, flags in SETS.items():
+            for instructions, flags in sets.items():
                 file = Path(aside, f"sapnet-{digest.hexdigest()[:12]}-{instructions}.so")
                 command = [*compiler, *FLAGS, *flags, "-o", str(file), *sources]
                 if subprocess.run(command, check=False, capture_output=True).returncode == 0:  # noqa: S603

@@ -155,7 +155,7 @@ def test_they_write_nowhere_else() -> None:
     ):
         with pytest.raises(ValueError, match="what is to be"):
             gradients.kernel_gradient(seen, gradient, state=state)
-    for seen, gradient in ((plane(1, 9, 9, 20), wanted), (good, plane(1, 9, 9, 40))):
+    for seen, gradient in ((plane(1, 9, 9, 18), wanted), (good, plane(1, 9, 9, 36))):
         with pytest.raises(ValueError, match="multiple"):
             gradients.kernel_gradient(seen, gradient)
 
@@ -212,7 +212,7 @@ def test_only_what_can_be_is_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not is_in_c(model, rainy, monkeypatch)
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_in_c(model, rainy, monkeypatch)
-    narrow = random_model(channels=8).requires_grad_(True)
+    narrow = random_model(channels=12).requires_grad_(True)
     assert not is_in_c(narrow, rainy, monkeypatch)
     picture = rainy.clone().requires_grad_()
     model.stage_images(picture)[-1].sum().backward()
@@ -224,6 +224,6 @@ def test_only_what_can_be_is_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_compiling_does_not_pay_where_it_is_in_c() -> None:
     config, here = TrainingConfig(Budget(10**6, "iterations"), precision="fp32"), torch.device("cpu")
-    narrow = replace(config, model=random_model(channels=8).config)
+    narrow = replace(config, model=random_model(channels=12).config)
     pays = [compiling_pays(each, 10**6, here, torch.float32) for each in (config, narrow)]
     assert pays == [False, shutil.which("g++") is not None]

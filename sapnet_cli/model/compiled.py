@@ -1,4 +1,4 @@
-"""What is in C, `c/`, for x86 CPUs with AVX2 or AVX512, as the build of the package compiled it (`hatch_build.py`).
+"""What is in C, `c/`, as the build of the package compiled it (`hatch_build.py`): for x86 with AVX2 or AVX512, and Arm.
 
 Where there was no C compiler, or on another CPU or system, `is_available` says no, and PyTorch computes all.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ import torch
 
 SOURCES = Path(__file__).with_name("c")
 
-SETS = {"avx512": torch.cpu._is_avx512_supported, "avx2": torch.cpu._is_avx2_supported}
+SETS: dict[str, Callable[[], bool]] = {
+    "avx512": torch.cpu._is_avx512_supported,
+    "avx2": torch.cpu._is_avx2_supported,
+    "neon": lambda: platform.machine() == "aarch64",  # all of which have it
+}
 """Of instructions that all of it is compiled for, best first, and whether this CPU has them."""
 
 
@@ -69,7 +74,7 @@ def load_program(instructions: str) -> Program | None:
     """
     try:
         library = ctypes.CDLL(str(SOURCES / compiled_name(instructions)))
-        in_parallel = ctypes.CDLL(None).GOMP_parallel
+        in_parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # of what PyTorch itself is linked with
     except (OSError, AttributeError):
         return None
     in_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)

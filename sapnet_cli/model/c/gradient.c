@@ -13,7 +13,7 @@ INLINE void read_gradient(const long side, const Convolution *job, Place place, 
             Vector column[LARGE];
             for (int y = 0; y < side; y++) {
                 int there = y < place.rows && x < place.columns;
-                column[y] = there ? load_features(0, job->target, pixel_of(job, place, y, x) * outputs + channel) : all(0);
+                column[y] = there ? load_features(FLOATS, job->target, pixel_of(job, place, y, x) * outputs + channel) : all(0);
             }
             transform_gradient(side, column, columns[x]);
         }
@@ -58,7 +58,7 @@ INLINE void sum_gradient(const long side, Convolution *job) {
             long number = end - begin < at_once ? end - begin : at_once;
             for (long tile = 0; tile < number; tile++) {
                 Place place = place_of(job, side, tiling, begin + tile);
-                read_tile(side, 0, job, place, seen + tile * inputs);
+                read_tile(side, FLOATS, job, place, seen + tile * inputs);
                 read_gradient(side, job, place, wanted + tile * outputs);
             }
             for (long place = 0; place < places; place++)

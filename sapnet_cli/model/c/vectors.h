@@ -1,9 +1,13 @@
-/* Vectors of floats by AVX512, or AVX2 and FMA, whichever it is compiled for. */
+/* Vectors of floats by AVX512, by AVX2 and FMA, or by NEON, whichever it is compiled for. */
 
 #ifndef SAPNET_VECTORS
 #define SAPNET_VECTORS
 
+#ifdef __ARM_NEON
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 
 /* So that what is constant where it is called is so inside. */
 #define INLINE static inline __attribute__((always_inline))
@@ -46,7 +50,7 @@ static inline Vector load_brain_floats(const short *from) {
     const __m256i upper = _mm256_loadu_si256((const void *)from);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
 }
-#else
+#elif defined(__AVX2__)
 typedef __m256 Vector;
 enum {
     LANES = 8,
@@ -87,9 +91,43 @@ static inline Vector load_brain_floats(const short *from) {
     const __m128i upper = _mm_loadu_si128((const void *)from);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(upper), 16));
 }
+#else
+typedef float32x4_t Vector;
+enum {
+    LANES = 4,
+    REGISTERS = 32
+};
+
+static inline Vector all(float value) { return vdupq_n_f32(value); }
+static inline Vector load(const float *from) { return vld1q_f32(from); }
+static inline void store(float *to, Vector x) { vst1q_f32(to, x); }
+static inline Vector product_plus(Vector x, Vector y, Vector z) { return vfmaq_f32(z, x, y); }
+static inline Vector less_product(Vector x, Vector y, Vector z) { return vfmsq_f32(z, x, y); }
+static inline Vector over(Vector x, Vector y) { return x / y; }
+static inline Vector smaller(Vector x, Vector y) { return vbslq_f32(vcltq_f32(x, y), x, y); }
+static inline Vector larger(Vector x, Vector y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }
+static inline Vector nearest(Vector x) { return vrndnq_f32(x); }
+static inline Vector by_power(Vector x, Vector of) {
+    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(of), vdupq_n_s32(127));
+    return x * vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23));
+}
+static inline Vector where_positive(Vector x, Vector y) { return vbslq_f32(vcgtq_f32(x, all(0)), y, all(0)); }
+static inline float total(Vector x) { return vaddvq_f32(x); }
+static inline void store_halves(short *to, Vector x) { vst1_s16(to, vreinterpret_s16_f16(vcvt_f16_f32(x))); }
+static inline Vector load_halves(const short *from) { return vcvt_f32_f16(vreinterpret_f16_s16(vld1_s16(from))); }
+static inline void store_brain_floats(short *to, Vector x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t nearest = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    vst1_s16(to, vreinterpret_s16_u16(vshrn_n_u32(vbslq_u32(vceqq_f32(x, x), nearest, bits), 16)));
+}
+static inline Vector load_brain_floats(const short *from) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_s16(vld1_s16(from)), 16));
+}
 #endif
 
-enum { PAIRS = REGISTERS * 3 / 8 }; /* of vectors that are summed at once: they take most registers */
+/* Of vectors that are summed at once: they take most registers, and NEON, which multiplies by one value of a vector, wants
+   one more for each. */
+enum { PAIRS = LANES == 4 ? 8 : REGISTERS * 3 / 8 };
 
 static inline Vector add(Vector x, Vector y) { return x + y; }
 static inline Vector sub(Vector x, Vector y) { return x - y; }

@@ -19,7 +19,7 @@ enum {
     BEYOND = 2,          /* more that it reads along a side */
     SEEN = 8,            /* that it reads along a side, at most */
     OUTPUTS = 2 * LANES, /* channels that lie side by side in a kernel */
-    AT_ONCE = 24,        /* tiles of a thread, at most */
+    AT_ONCE = 24 / (2 * PAIRS) * (2 * PAIRS), /* tiles of a thread, at most */
     LINE = 16            /* floats that a cache fetches together */
 };
 
