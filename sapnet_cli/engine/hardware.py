@@ -121,7 +121,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             return torch.float16
         if not multiplies_bytes():
             return fast_float()
-        log.info("what is in C is not compiled; on Linux, install sapnet where there is a C compiler: faster")
+        log.info("what is in C, and faster, is not compiled here; under Linux pip install does that, unless CC=none")
         return torch.int8
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
         return torch.float16

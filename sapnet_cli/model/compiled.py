@@ -1,6 +1,6 @@
 """What is in C, `c/`, as the build of the package compiled it (`hatch_build.py`): for x86 with AVX2 or AVX512, and Arm.
 
-Where there was no C compiler, or on another CPU or system, `is_available` says no, and PyTorch computes all.
+Where nothing could compile it, or on another CPU or system, `is_available` says no, and PyTorch computes all.
 """
 
 from __future__ import annotations
