@@ -25,7 +25,6 @@ X86 = {"avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma", "-mf16c")}
 SETS: dict[str, dict[str, tuple[str, ...]]] = {"x86_64": X86, "aarch64": {"neon": ()}}
 """Of instructions, by machine: all is compiled for each, and a CPU takes the best that it has. As in compiled.py."""
 
-
 ZIG = "ziglang"
 """A package with a C compiler in it; what it compiles for is named, as its default is the very CPU that it runs on."""
 

@@ -167,7 +167,8 @@ def residual_change(rainy: Tensor, before: Tensor, after: Tensor) -> ResidualCha
     alike, missing = torch.zeros(7, 7, dtype=torch.float64), torch.zeros(7, 3, dtype=torch.float64)
     most, squares = torch.zeros(3), 0.0
     for seen, old, new in zip(rainy, before.cpu(), after.cpu()):
-        colours, changes = _colours(seen.cpu(), old).flatten(0, 1).double(), (new - old).flatten(0, 1)
+        colours = torch.cat((to_float(seen.cpu()), old, torch.ones_like(old[..., :1])), dim=-1).flatten(0, 1).double()
+        changes = (new - old).flatten(0, 1)
         alike += colours.T @ colours
         missing += colours.T @ changes.double()
         most = torch.maximum(most, changes.abs().amax(dim=0))
@@ -175,11 +176,6 @@ def residual_change(rainy: Tensor, before: Tensor, after: Tensor) -> ResidualCha
     if not bool(torch.isfinite(alike).all() and torch.isfinite(missing).all()):
         return None
     return ResidualChange((torch.linalg.pinv(alike, hermitian=True) @ missing).float(), most, math.sqrt(squares))
-
-
-def _colours(rainy: Tensor, residual: Tensor) -> Tensor:
-    """What a change follows from, (..., 7)."""
-    return torch.cat((to_float(rainy.to(residual.device)), residual, torch.ones_like(residual[..., :1])), dim=-1)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
-from sapnet_cli.engine.hardware import choose_device, fast_float, prepare_process, synchronize
+from sapnet_cli.engine.hardware import choose_device, is_slow_in, prepare_process, synchronize
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.model import compiled
 from sapnet_cli.model.checkpoint import load_checkpoint
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
-    slow_in_bf16 = arguments.device == "cpu" and fast_float() != torch.bfloat16
+    slow_in_bf16 = is_slow_in(torch.bfloat16, choose_device(arguments.device))
     names = [AUTHORS, "sapnet --precision fp32", "sapnet --precision auto"]
     if compiled.is_available() or not slow_in_bf16:
         names.append("sapnet --precision bf16")

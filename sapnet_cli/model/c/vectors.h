@@ -40,13 +40,10 @@ static inline void store_halves(short *to, Vector x) {
     _mm256_storeu_si256((void *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline Vector load_halves(const short *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)from)); }
-static inline void store_brain_floats(short *to, Vector x) { /* to the nearest, and to the even one of two */
-    const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits); /* no number stays none */
-    _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+static inline void store_upper(short *to, Vector x) { /* the upper half of the bits of each */
+    _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16)));
 }
-static inline Vector load_brain_floats(const short *from) {
+static inline Vector load_upper(const short *from) {
     const __m256i upper = _mm256_loadu_si256((const void *)from);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
 }
@@ -80,14 +77,11 @@ static inline void store_halves(short *to, Vector x) {
     _mm_storeu_si128((void *)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline Vector load_halves(const short *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)from)); }
-static inline void store_brain_floats(short *to, Vector x) {
-    const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i nearest = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    const __m256i none = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(nearest, bits, none), 16);
+static inline void store_upper(short *to, Vector x) {
+    const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
     _mm_storeu_si128((void *)to, _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1)));
 }
-static inline Vector load_brain_floats(const short *from) {
+static inline Vector load_upper(const short *from) {
     const __m128i upper = _mm_loadu_si128((const void *)from);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(upper), 16));
 }
@@ -115,12 +109,10 @@ static inline Vector where_positive(Vector x, Vector y) { return vbslq_f32(vcgtq
 static inline float total(Vector x) { return vaddvq_f32(x); }
 static inline void store_halves(short *to, Vector x) { vst1_s16(to, vreinterpret_s16_f16(vcvt_f16_f32(x))); }
 static inline Vector load_halves(const short *from) { return vcvt_f32_f16(vreinterpret_f16_s16(vld1_s16(from))); }
-static inline void store_brain_floats(short *to, Vector x) {
-    const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
-    const uint32x4_t nearest = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-    vst1_s16(to, vreinterpret_s16_u16(vshrn_n_u32(vbslq_u32(vceqq_f32(x, x), nearest, bits), 16)));
+static inline void store_upper(short *to, Vector x) {
+    vst1_s16(to, vreinterpret_s16_u16(vshrn_n_u32(vreinterpretq_u32_f32(x), 16)));
 }
-static inline Vector load_brain_floats(const short *from) {
+static inline Vector load_upper(const short *from) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_s16(vld1_s16(from)), 16));
 }
 #endif
@@ -153,18 +145,25 @@ static inline Vector hyperbolic_tangent(Vector x) {
     return over(sub(all(1), twice), add(all(1), twice));
 }
 
+/* To the nearest number of so many bits as the upper ones, and to the even one of two; no number stays none. */
+static inline Vector to_brain_floats(Vector x) {
+    typedef unsigned Bits __attribute__((vector_size(sizeof(Vector))));
+    const Bits bits = (Bits)x, is_number = (Bits)(x == x);
+    return (Vector)(bits + (((bits >> 16 & 1) + 0x7fff) & is_number));
+}
+
 /* What the features of a plane are, as in `PLANES` of `native.py`: computed with as floats, all of them. */
 enum { FLOATS, HALVES, BRAIN_FLOATS };
 
 INLINE long feature_size(const int kind) { return kind == FLOATS ? sizeof(float) : sizeof(short); }
 INLINE Vector load_features(const int kind, const void *plane, long first) {
     if (kind == HALVES) return load_halves((const short *)plane + first);
-    if (kind == BRAIN_FLOATS) return load_brain_floats((const short *)plane + first);
+    if (kind == BRAIN_FLOATS) return load_upper((const short *)plane + first);
     return load((const float *)plane + first);
 }
 INLINE void store_features(const int kind, void *plane, long first, Vector x) {
     if (kind == HALVES) store_halves((short *)plane + first, x);
-    else if (kind == BRAIN_FLOATS) store_brain_floats((short *)plane + first, x);
+    else if (kind == BRAIN_FLOATS) store_upper((short *)plane + first, to_brain_floats(x));
     else store((float *)plane + first, x);
 }
 
