@@ -678,6 +678,11 @@ def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyP
             Engine(random_model(), EngineConfig(device="cpu", precision=name))
         assert said == [hardware.SLOW] * engine_is_slow
         said.clear()
+        model = random_model()
+        model.rain_means = torch.rand(2, model.config.stages, 10, model.config.channels)
+        Engine(model, EngineConfig(device="cpu", precision="bf16", insist="auto"))
+        assert said == [hardware.SLOW] * engine_is_slow, "once, though there are two"
+        said.clear()
         for name in ("fp32", "bf16"):
             choose_training_precision(name, choose_device("cpu"))
         assert said == [hardware.SLOW] * (not has_bf16)

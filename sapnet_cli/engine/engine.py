@@ -66,8 +66,6 @@ class Engine:
         self.config = config or EngineConfig()
         self.device = choose_device(self.config.device)
         self.precision = choose_precision(self.config.precision, self.device)
-        if is_slow_in(self.precision, self.device) and not is_native(model, self.device, self.precision):
-            log.warning(SLOW)
         self.stages = model.config.stages if self.config.stages is None else self.config.stages
         if not 1 <= self.stages <= model.config.stages:
             raise UsageError(f"stages {self.stages} is out of range: these weights have 1 to {model.config.stages}")
@@ -77,9 +75,11 @@ class Engine:
             raise UsageError("insist: the first unit only looks how much it rains; run 2 stages or more")
         self._insist, self._insisting = 0.0, None
         if self.config.insist == "auto":
-            self._insisting = Engine(model, replace(self.config, insist=THEN_INSISTED))
+            self._insisting = Engine(model, replace(self.config, insist=THEN_INSISTED))  # warns for both
         else:
             self._insist = self.config.insist
+            if is_slow_in(self.precision, self.device) and not is_native(model, self.device, self.precision):
+                log.warning(SLOW)
         self._reference = model
         self._budget = Budget(model, self.config, self.device, self.precision)
         self._models: dict[torch.dtype, SAPNet] = {}
