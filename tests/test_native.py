@@ -434,6 +434,28 @@ def test_its_rows_in_a_file(channels: int, kind: torch.dtype) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_its_change_of_residuals(in_bytes: bool) -> None:
+    """Over more pixels than a thread takes at once; up to its bounds, and what is no number stays none."""
+    rainy = plane(2, 70, 61, 3, seed=1).abs().clamp(max=1)
+    rainy = (255 * rainy).to(torch.uint8) if in_bytes else rainy
+    residual, linear = plane(2, 70, 61, 3), plane(7, 3, seed=2)
+    residual[0, 0, 0, 0] = float("nan")
+    most = torch.tensor([0.5, 1, 4])
+    seen = torch.cat((rainy / 255 if in_bytes else rainy, residual, torch.ones(2, 70, 61, 1)), dim=3).double()
+    change = seen @ linear.double()
+    assert (change[0].abs() > most).any()
+    assert (change[0].abs() < most).any()
+    expected = residual + torch.minimum(torch.maximum(change, -most), most)
+    native.change(residual, rainy, linear, most)
+    assert torch.isnan(residual[0, 0, 0]).all()
+    assert torch.allclose(residual.double(), expected, atol=1e-5, equal_nan=True)
+    for wrong in (rainy[:1], rainy.double(), rainy.permute(0, 2, 1, 3)):
+        with pytest.raises(ValueError, match="in pieces"):
+            native.change(residual, wrong, linear, most)
+
+
+@needs_native
 def test_files_that_fail_are_said() -> None:
     values = torch.ones(2, 4, 8)
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):

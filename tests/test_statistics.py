@@ -17,6 +17,7 @@ from sapnet_cli.engine.statistics import (
     residual_change,
 )
 from sapnet_cli.engine.tiles import Tile, plan_tiles
+from sapnet_cli.model import compiled
 
 
 def vector(*values: float) -> torch.Tensor:
@@ -106,8 +107,13 @@ def test_a_sample_looks_like_the_image(dtype: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("in_bytes", [False, True])
-def test_a_change_of_residuals_is_found_and_repeated(channels: int, in_bytes: bool) -> None:
-    """Also of grey pictures, whose channels do not tell themselves apart."""
+@pytest.mark.parametrize("in_c", [False, True])
+def test_a_change_of_residuals_is_found_and_repeated(
+    channels: int, in_bytes: bool, in_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of grey pictures, whose channels do not tell themselves apart, and where nothing is compiled."""
+    if not in_c:
+        monkeypatch.setattr(compiled, "find_program", lambda: None)
     random = torch.Generator().manual_seed(0)
     colours = torch.rand(2, 40, 7, channels, generator=random).expand(2, 40, 7, 3)
     rainy = (colours * 255).to(torch.uint8) if in_bytes else colours

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sapnet_cli.engine.pixels import to_float, to_tensor
 from sapnet_cli.engine.tiles import Span, Tile, TilePlan, plan_tiles
+from sapnet_cli.model import compiled, native
 
 SAMPLE_WINDOWS, SAMPLE_SIDES = (16, 32), (64, 192)
 """Of the windows that stand for a tiled image, the fewest and the most, and the smallest and the largest side."""
@@ -145,6 +146,9 @@ class ResidualChange:
 
     def add_to(self, residual: Tensor, rainy: Tensor) -> None:
         """Mends residuals (N, H, W, 3) of images like them, uint8, or float32 in [0, 1]."""
+        if residual.device.type == "cpu" and compiled.is_available():
+            native.change(residual, rainy.contiguous(), self.linear, self.most)
+            return
         linear, most = self.linear.to(residual.device), self.most.to(residual.device)
         by_rainy, by_residual, always = torch.split(linear, [3, 3, 1])
         for there, seen in zip(torch.split(residual, CHANGED_ROWS, dim=1), torch.split(rainy, CHANGED_ROWS, dim=1)):

@@ -54,6 +54,15 @@ class Embedding(ctypes.Structure):
     )
 
 
+class Change(ctypes.Structure):
+    """That of `c/image.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("rainy", "residual", "linear", "most")),
+        *((name, ctypes.c_long) for name in ("pixels", "bytes", "next")),
+    )
+
+
 class Pooling(ctypes.Structure):
     """That of `c/attention.c`."""
 
@@ -267,6 +276,30 @@ def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
     job = begin(source, kernel, 3)
     job.bias, job.target = bias.data_ptr(), out.data_ptr()
     run("sapnet_project", job)
+
+
+def change(residual: Tensor, rainy: Tensor, linear: Tensor, most: Tensor) -> None:
+    """Adds to each colour of a residual, in place, what is linear in the colours of its pixel, up to a bound.
+
+    Args:
+        residual: (N, H, W, 3), float32.
+        rainy: (N, H, W, 3), uint8, or float32 in [0, 1].
+        linear: (7, 3), what the rainy colour in [0, 1], the residual and one add to each channel.
+        most: (3,), the bounds of what is added.
+
+    Raises:
+        ValueError: one of them is of another shape or kind, or in pieces.
+    """
+    as_bytes = rainy.dtype == torch.uint8
+    check(residual, (*residual.shape[:3], 3))
+    check(rainy, tuple(residual.shape), torch.uint8 if as_bytes else torch.float32)
+    check(linear, (7, 3))
+    check(most, (3,))
+    if as_bytes:
+        linear = torch.cat((linear[:3] / 255, linear[3:]))
+    addresses = (array.data_ptr() for array in (rainy, residual, linear, most))
+    job = Change(*addresses, residual.numel() // 3, as_bytes)
+    compiled.program().run("sapnet_change", ctypes.addressof(job))
 
 
 def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-/* The convolutions from images and to one, as they are, without tiles, as one side of them has few channels. */
+/* The convolutions from images and to one, as they are, without tiles, as one side of them has few channels, and what is
+   done with each pixel of one. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,8 @@ enum {
     PIXELS = 4,         /* that are given at once: with a sum for each colour all registers of AVX2 are in use */
     SEEN = 2 * COLOURS, /* channels of two images */
     AT_ONCE = PAIRS,    /* pixels that are embedded at once */
-    SOME_ROWS = 8       /* that a thread embeds at once, as it lays out those that they see */
+    SOME_ROWS = 8,      /* that a thread embeds at once, as it lays out those that they see */
+    SOME_PIXELS = 4096  /* that a thread changes at once */
 };
 
 /* What the threads of an embedding share; `Embedding` of `native.py` has the same fields. */
@@ -140,4 +142,38 @@ void sapnet_project(void *shared) {
     if (job->kind == HALVES) project(HALVES, job);
     else if (job->kind == BRAIN_FLOATS) project(BRAIN_FLOATS, job);
     else project(FLOATS, job);
+}
+
+/* What is added to each pixel; `Change` of `native.py` has the same fields. */
+typedef struct {
+    const void *rainy;                /* (pixels, COLOURS), bytes, or floats up to 1 */
+    float *residual;                  /* the same, floats; changed in place */
+    const float *linear, *most;       /* (SEEN + 1, COLOURS), of the rainy image as it is, the residual, and 1; (COLOURS) */
+    long pixels, bytes;
+    long next;                        /* of some pixels each, that no thread has taken yet */
+} Change;
+
+/* Adds to the residual what is linear in a pixel's colours, but no more than `most`: what each thread runs. */
+void sapnet_change(void *shared) {
+    Change *job = shared;
+    for (;;) {
+        const long begin = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) * SOME_PIXELS;
+        const long end = begin + SOME_PIXELS < job->pixels ? begin + SOME_PIXELS : job->pixels;
+        if (begin >= job->pixels) return;
+        for (long pixel = begin; pixel < end; pixel++) {
+            float *residual = job->residual + pixel * COLOURS, seen[SEEN], change[COLOURS];
+            for (int colour = 0; colour < COLOURS; colour++) {
+                const long value = pixel * COLOURS + colour;
+                seen[colour] = job->bytes ? ((const unsigned char *)job->rainy)[value] : ((const float *)job->rainy)[value];
+                seen[COLOURS + colour] = residual[colour];
+                change[colour] = job->linear[SEEN * COLOURS + colour];
+            }
+            for (int each = 0; each < SEEN; each++)
+                for (int colour = 0; colour < COLOURS; colour++) change[colour] += seen[each] * job->linear[each * COLOURS + colour];
+            for (int colour = 0; colour < COLOURS; colour++) {
+                const float most = job->most[colour]; /* what is no number stays none */
+                residual[colour] += change[colour] < -most ? -most : change[colour] > most ? most : change[colour];
+            }
+        }
+    }
 }
