@@ -139,11 +139,11 @@ class _Worker:
 
     def __init__(self, weights: str, config: EngineConfig, options: FileOptions, threads: int | None) -> None:
         import torch
-        from PIL import Image
 
         from sapnet_cli.engine.hardware import prepare_process
+        from sapnet_cli.imaging.read import prepare_decoders
 
-        Image.MAX_IMAGE_PIXELS = None
+        prepare_decoders()
         prepare_process()
         if threads is not None:
             torch.set_num_threads(threads)

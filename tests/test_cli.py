@@ -98,6 +98,22 @@ def test_two_shards_are_the_whole(photos: Path, tmp_path: Path, tiny: Path) -> N
     assert "part 3 of 2 does not exist" in refused.stderr
 
 
+def test_a_damaged_tiff_costs_one_line(tmp_path: Path, tiny: Path) -> None:
+    """Decoders would add lines of their own, without a name."""
+    pixels = random_pixels(40, 60)
+    for name, compression in (("lzw", "tiff_lzw"), ("zip", "tiff_adobe_deflate"), ("jpeg", "jpeg")):
+        path = tmp_path / f"{name}.tif"
+        Image.fromarray(pixels).save(path, compression=compression)
+        data = bytearray(path.read_bytes())
+        data[100:400:7] = bytes(len(data[100:400:7]))
+        path.write_bytes(data)
+    result = run("derain", tmp_path, "-o", tmp_path / "clean", "-w", tiny)
+    assert result.returncode == 1
+    *lines, summary = result.stderr.decode().splitlines()
+    assert [line.split(": ")[1] for line in lines] == [str(path) for path in sorted(tmp_path.glob("*.tif"))]
+    assert summary.startswith("3 failed")
+
+
 def test_self_ensemble_from_the_command(photos: Path, tmp_path: Path, tiny: Path) -> None:
     for name, options in (("once", ()), ("turned", ("--tta",))):
         invoke("derain", photos / "a.png", "-o", tmp_path / f"{name}.png", "-w", tiny, *options)

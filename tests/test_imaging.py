@@ -99,6 +99,17 @@ def test_orientation_in_xmp_follows() -> None:
     assert decode(data).metadata.xmp == XMP.replace(b'"6"', b'"1"')
 
 
+@pytest.mark.parametrize("said", [b'="6"', b"='6'", b' = "6"'])
+def test_orientation_in_the_xmp_of_a_tiff_follows(said: bytes) -> None:
+    """Pillow turns these, and takes out of XMP only what is written in its way."""
+    xmp = XMP.replace(b'="6"', said)
+    data = save(Image.fromarray(random_pixels(16, 40)), "TIFF", tiffinfo={274: 6, 700: xmp})
+    picture = decode(data)
+    assert picture.size == (16, 40)
+    assert picture.metadata.xmp is not None
+    assert b"6" not in picture.metadata.xmp
+
+
 def test_exif_that_cannot_be_written_does_not_cost_the_picture() -> None:
     broken = Metadata(exif=b"II*\0\xff\xff\xff\x7f", icc_profile=PROFILE)
     picture = decode(encode(Picture(random_pixels(8, 8), metadata=broken), "TIFF"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -146,15 +145,15 @@ def benchmark(
             return
         if dataset is None:
             raise UsageError("name a set or a folder of pairs with --dataset; --list shows the sets")
-        warnings.filterwarnings("ignore", module="PIL")
-
         with importing():
             from sapnet_cli.benchmark.score import Scoring, count_pictures, output_path, summarise
             from sapnet_cli.benchmark.score_log import ScoreLog
             from sapnet_cli.benchmark.tables import to_rows
             from sapnet_cli.engine.hardware import prepare_process
+            from sapnet_cli.imaging.read import prepare_decoders
 
         prepare_process()
+        prepare_decoders()
         files = (json_file, csv_file, markdown_file)
         fetch = (lambda title: _download(title, repo, revision)) if download else None
         known, pairs, paired = _find(dataset, data, side_by_side.value if side_by_side else None, fetch, out)

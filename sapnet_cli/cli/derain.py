@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
@@ -290,14 +289,12 @@ def derain(
             return
 
         with importing():
-            from PIL import Image
-
             from sapnet_cli.engine.config import EngineConfig
             from sapnet_cli.engine.engine import HARDLY_CHANGED
+            from sapnet_cli.imaging.read import prepare_decoders
             from sapnet_cli.pipeline import FileOptions
 
-        Image.MAX_IMAGE_PIXELS = None  # --max-megapixels takes its place
-        warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user
+        prepare_decoders()
         config = EngineConfig(
             device=device,
             precision=precision.value,

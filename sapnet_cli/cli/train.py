@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -315,16 +314,13 @@ def train(
         if len(budgets) > 1:
             raise UsageError("--epochs, --iterations and --minutes are three ways to say one thing; give one of them")
 
-        warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which are no news to the user
-
         with importing():
-            from PIL import Image
-
+            from sapnet_cli.imaging.read import prepare_decoders
             from sapnet_cli.training.config import Budget, Phase
             from sapnet_cli.training.plan import Changes
             from sapnet_cli.training.trainer import Runtime
 
-        Image.MAX_IMAGE_PIXELS = None  # the decoder has a limit of its own
+        prepare_decoders()
         changes = Changes(
             recipe.value if recipe else None,
             _given(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import logging
 import re
@@ -13,7 +15,7 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, _imaging
 
 from sapnet_cli.errors import ImageError
 from sapnet_cli.imaging.exif import EXIF_PREFIX, still_xmp, tiff_entry, upright, upright_xmp
@@ -78,6 +80,18 @@ TIFF_PHOTOMETRIC, TIFF_PLANAR, TIFF_EXTRA_SAMPLES = 262, 284, 338
 TIFF_SUBFILE_TYPE = 254
 REDUCED_RESOLUTION = 1
 DNG_VERSION = 50706
+
+
+def prepare_decoders() -> None:
+    """Sets what holds for the whole process: for programs, not for libraries.
+
+    What is wrong with a picture `decode` says, where its name is known: Pillow does not warn of it, and libtiff does
+    not write of it to standard error. And `max_megapixels` takes the place of Pillow's own limit.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
+    Image.MAX_IMAGE_PIXELS = None
+    with contextlib.suppress(OSError, AttributeError):  # as Pillow may be built in other ways
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
@@ -203,12 +217,13 @@ def _metadata(image: Image.Image, image_format: str, data: bytes) -> tuple[int, 
     elif exif is None and "Raw profile type exif" in info:  # ImageMagick's way in PNG
         exif = image.getexif().tobytes()
     orientation = 1
+    turned = isinstance(image, TiffImagePlugin.TiffImageFile)  # if need be, by Pillow
     if exif:
         orientation, exif = upright(exif.removeprefix(EXIF_PREFIX))
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     if isinstance(xmp, str):
         xmp = xmp.encode()
-    if xmp and orientation != 1:
+    if xmp and (turned or orientation != 1):
         xmp = upright_xmp(xmp)
     dpi = info.get("dpi")
     if dpi is not None:
