@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model
@@ -201,6 +202,27 @@ def test_truncated_files(ending: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_tampered_files(ending: str, tmp_path: Path) -> None:
+    """Whatever damaged data comes to while it is read, it is one error or weights."""
+    path, random = tmp_path / f"net.{ending}", np.random.default_rng(0)
+    if ending == "pth":
+        torch.save(released_names(random_model()), path)
+    else:
+        save_checkpoint(random_model(), path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for position in random.integers(8, 2500, random.integers(1, 6)):
+            data[position] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            load_checkpoint(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, resnet50, resnet101
 
 from sapnet_cli.errors import CheckpointError
+from sapnet_cli.model.checkpoint import unpickle
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -69,8 +70,8 @@ def load_torchvision(network: Network, path: Path) -> Network:
         network.load_state_dict(read_backbone(path, wanted), strict=False)
         return network
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError) as error:
+        network.load_state_dict(unpickle(path))
+    except (pickle.UnpicklingError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, or of another network; fetch it again") from error
     return network
 

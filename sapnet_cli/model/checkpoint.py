@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,16 +101,30 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], SAPNetConfig | Non
     return state, config
 
 
+def unpickle(path: Path) -> Any:
+    """Plain data and tensors that PyTorch pickled, on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: the file is missing or damaged, or holds code, which is not run.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch wonders about what is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # damaged data may come to anything
+        raise pickle.UnpicklingError(str(error)) from error
+
+
 def _read_released(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = unpickle(path)
     except pickle.UnpicklingError as error:
         if any(phrase in str(error) for phrase in ("GLOBAL", "Unsupported class", "unrecognized function")):
             raise CheckpointError(
                 f"{path}: holds pickled code besides tensors and is not loaded; ask for a safetensors file"
             ) from error
-        raise CheckpointError(f"{path}: damaged PyTorch file; fetch or copy it again") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged PyTorch file; fetch or copy it again") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: not a plain table of tensors; pass the network's state_dict")

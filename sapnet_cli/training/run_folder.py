@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from sapnet_cli.data.pictures import Pixels
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
 from sapnet_cli.files import write_atomically
-from sapnet_cli.model.checkpoint import save_checkpoint
+from sapnet_cli.model.checkpoint import save_checkpoint, unpickle
 from sapnet_cli.model.sapnet import SAPNet
 
 try:
@@ -131,16 +130,8 @@ class RunFolder:
         others = " or ".join(each.name for each in sorted(self.path.glob("iteration-*.ckpt"))[-2:-1])
         advice = f"copy {others} over it, or begin another run" if others else "begin another run"
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            ValueError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
+            state = unpickle(path)
+        except pickle.UnpicklingError as error:
             raise CheckpointError(f"{path}: damaged, or not a checkpoint of a run; {advice}") from error
         if not isinstance(state, dict):
             raise CheckpointError(f"{path}: not a checkpoint of a run; {advice}")
