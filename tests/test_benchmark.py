@@ -411,6 +411,9 @@ def test_where_nothing_can_be_written_is_said_before_scoring(option: str, tmp_pa
     result = benchmark("--dataset", pairs, "--stages", 1, option, tmp_path / "file" / "here", code=2)
     assert "cannot write there" in result.stderr
     assert not result.stdout
+    if option != "--report":  # which is a folder
+        for folder in ("", "/", tmp_path):
+            assert "is a folder" in benchmark("--dataset", pairs, "--stages", 1, option, folder, code=2).stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

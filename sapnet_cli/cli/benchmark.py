@@ -265,6 +265,8 @@ def _make_folders(files: Iterable[Path | None]) -> None:
 
     for file in files:
         if file is not None:
+            if file.is_dir():
+                raise UsageError(f"{file} is a folder; name a file in it")
             try:
                 make_folder(file)
             except OSError as error:

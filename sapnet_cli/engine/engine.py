@@ -122,7 +122,8 @@ class Engine:
                 stop += 1
             group = images[start:stop]
             pixels = first.shape[0] * first.shape[1]
-            levels = count_levels(pixels) if self.config.pyramid == "auto" else self.config.pyramid
+            most = pixels.bit_length()  # more than a picture can be shrunk to
+            levels = count_levels(pixels) if self.config.pyramid == "auto" else min(self.config.pyramid, most)
             part = part_of(report, start / len(images), stop / len(images))
             once = part if self._insisting is None else part_of(part, 0, 0.5)
             derained = self._derain_levels(group, self._rain_of_levels(first, levels), pixels, once)
