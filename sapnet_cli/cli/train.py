@@ -241,7 +241,9 @@ def train(
             rich_help_panel=STEP,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, crops and rain.", rich_help_panel=STEP)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Of weights, crops and rain.", rich_help_panel=STEP)
+    ] = None,
     validations: Annotated[
         int | None, typer.Option(min=0, help="How often to validate over the run.", rich_help_panel=STEP)
     ] = None,
