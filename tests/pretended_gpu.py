@@ -77,6 +77,11 @@ class Everywhere(TorchDispatchMode):
         return compute(function, args, kwargs or {})
 
 
+def values_of(each: Any) -> Any:
+    """What lies on the CPU for a tensor of the GPU; all else is what it is."""
+    return each.values if isinstance(each, OnGPU) else each
+
+
 def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What PyTorch would do: on one device, to which only scalars of the CPU may come."""
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -84,15 +89,12 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     elsewhere = [each for each in tensors if not isinstance(each, OnGPU) and each.dim()]
     if there and elsewhere and str(function) not in MOVES:
         raise RuntimeError(f"{function} of tensors on two devices")
-    goes_to = kwargs.get("device")
-    asked = None if goes_to is None else torch.device(goes_to).type
-    stays = asked is None or asked == "meta"  # as what lies there says where it lies, to C++
-    target = args[0] if str(function) == "aten.copy_.default" else None
-    is_there = isinstance(target, OnGPU) if target is not None else asked == "cuda" or (bool(there) and stays)
-    if asked == "cuda" or (there and asked == "meta"):
+    place = kwargs.get("device") and torch.device(kwargs["device"]).type
+    is_there = place == "cuda" or (bool(there) and place in (None, "meta"))  # which is where it lies, to C++
+    if place and is_there:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    args, kwargs = tree_map(lambda each: each.values if isinstance(each, OnGPU) else each, (args, kwargs))
-    known = {id(each.values): each for each in there}  # what was changed in place comes back itself
+    args, kwargs = tree_map(values_of, (args, kwargs))
+    known = {id(values_of(each)): each for each in tensors}  # what was changed in place comes back itself
 
     def give(result: Any) -> Any:
         if id(result) in known:

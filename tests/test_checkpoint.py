@@ -192,13 +192,19 @@ def test_other_files(content: bytes, message: str, tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def saved(model: SAPNet, folder: Path, ending: str) -> Path:
+    """A file of weights, ours or as the authors released theirs."""
+    path = folder / f"net.{ending}"
+    if ending == "pth":
+        torch.save(released_names(model), path)
+    else:
+        save_checkpoint(model, path)
+    return path
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_truncated_files(ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"net.{ending}"
-    if ending == "pth":
-        torch.save(released_names(SAPNet()), path)
-    else:
-        save_checkpoint(SAPNet(), path)
+    path = saved(SAPNet(), tmp_path, ending)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(path)
@@ -207,11 +213,7 @@ def test_truncated_files(ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_tampered_files(ending: str, tmp_path: Path) -> None:
     """Whatever damaged data comes to while it is read, it is one error or weights."""
-    path, random = tmp_path / f"net.{ending}", np.random.default_rng(0)
-    if ending == "pth":
-        torch.save(released_names(random_model()), path)
-    else:
-        save_checkpoint(random_model(), path)
+    path, random = saved(random_model(), tmp_path, ending), np.random.default_rng(0)
     whole, refused = path.read_bytes(), 0
     for _ in range(400):
         data = bytearray(whole)

@@ -11,6 +11,7 @@ import torch
 from conftest import random_model, random_pixels
 from pretended_gpu import GPU, OnGPU, pretended_gpu
 from safetensors.torch import load_file
+from test_graphs import Recorder
 from test_pairs import write_pairs
 from test_training import config, trainer
 from torch import Tensor
@@ -19,7 +20,7 @@ from sapnet_cli import Derainer
 from sapnet_cli.engine import engine as engine_module
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
-from sapnet_cli.engine.graphs import Forward, ReplayedForward
+from sapnet_cli.engine.graphs import ReplayedForward
 from sapnet_cli.losses.joint import JointLoss, LossWeights
 from sapnet_cli.losses.perceptual import VGGFeatures
 from sapnet_cli.losses.segmentation import SegmentationNetwork
@@ -28,12 +29,6 @@ from sapnet_cli.training.processes import Processes
 
 SMALL, LARGE = (40, 56), (150, 170)
 TILED = {"tile": 96, "overlap": 32}
-
-
-def record(forward: Forward, pictures: Tensor) -> Forward:
-    """Stands in for CUDA graphs."""
-    read = pictures.clone()
-    return lambda pictures: forward(read.copy_(pictures))
 
 
 def test_what_lies_on_two_devices_is_refused() -> None:
@@ -72,7 +67,7 @@ def test_the_engine_stays_on_its_device(
 ) -> None:
     model = random_model()
     model.rain_means = torch.rand(2, 2, 4, 8, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(engine_module, "ReplayedForward", lambda forward: ReplayedForward(forward, record))
+    monkeypatch.setattr(engine_module, "ReplayedForward", lambda forward: ReplayedForward(forward, Recorder()))
     images: list[Any] = [random_pixels(*size, dtype, seed=seed) for seed in (0, 0, 1)]
     with pretended_gpu():
         results = Engine(model, EngineConfig(device="cuda", **{"precision": "fp32", **options})).derain_batch(images)

@@ -217,13 +217,12 @@ def _metadata(image: Image.Image, image_format: str, data: bytes) -> tuple[int, 
     elif exif is None and "Raw profile type exif" in info:  # ImageMagick's way in PNG
         exif = image.getexif().tobytes()
     orientation = 1
-    turned = isinstance(image, TiffImagePlugin.TiffImageFile)  # if need be, by Pillow
     if exif:
         orientation, exif = upright(exif.removeprefix(EXIF_PREFIX))
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     if isinstance(xmp, str):
         xmp = xmp.encode()
-    if xmp and (turned or orientation != 1):
+    if xmp and (orientation != 1 or image_format == "TIFF"):  # which Pillow has turned, if need be
         xmp = upright_xmp(xmp)
     dpi = info.get("dpi")
     if dpi is not None:

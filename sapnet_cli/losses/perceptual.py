@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torchvision.models import vgg16
 
 from sapnet_cli.errors import CheckpointError
 from sapnet_cli.losses.backbone import IMAGENET_MEAN, IMAGENET_STD, read_backbone
+from sapnet_cli.model.checkpoint import unpickle
 
 STAGE_ENDS = (4, 9, 16, 23, 30)
 """Layers of torchvision's VGG-16 behind which lie relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
@@ -95,8 +97,8 @@ class LPIPSHeads(nn.Module):
         folder = Path(package.origin).parent if package is not None and package.origin else Path()
         path = folder / "functional" / "image" / "lpips_models" / "vgg.pth"
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
+            state = unpickle(path)
+        except pickle.UnpicklingError as error:
             raise CheckpointError(f"{path}: the weights of LPIPS are missing; pip install torchmetrics") from error
         self.heads = nn.ParameterList(state[f"lin{stage}.model.1.weight"] for stage in range(len(STAGE_ENDS)))
         self.eval().requires_grad_(False)
