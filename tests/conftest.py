@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from typer.testing import CliRunner, Result
 
 from sapnet_cli.cli.app import app
@@ -143,3 +144,26 @@ def invoke(*arguments: object, code: int = 0, **environment: str) -> Result:
     assert result.exit_code == code, result.stderr or result.exception
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+def features(*shape: int, seed: int = 0) -> Tensor:
+    """(N, C, H, W), channels last in memory."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def means_of(values: Tensor, weight: Tensor, bias: Tensor, cores: Tensor, dilation: int) -> Tensor:
+    """The means over cores, (N, 4), of a convolution of a plane, (N, O)."""
+    exact = first(values).double(), weight.double(), bias.double()
+    result = functional.conv2d(*exact, padding=dilation, dilation=dilation)
+    within = zip(result, cores.tolist())
+    return torch.stack([picture[:, a:b, c:d].mean(dim=(1, 2)) for picture, (a, b, c, d) in within]).float()
+
+
+def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cell and hidden state of an LSTM after a step, by its gates; without a cell it is the first."""
+    gate_in, candidate, gate_out, *forget = gates.double().chunk(3 if cell is None else 4, dim=3)
+    after = gate_in.sigmoid() * candidate.tanh()
+    if cell is not None:
+        after += forget[0].sigmoid() * cell.double()
+    return after, gate_out.sigmoid() * after.tanh()

@@ -12,8 +12,7 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import first, last, needs_native, plane, random_model, random_pixels
-from torch import Tensor
+from conftest import features, first, last, means_of, needs_native, plane, random_model, random_pixels, stepped
 from torch.nn import functional
 
 from sapnet_cli.engine import rows
@@ -26,14 +25,8 @@ from sapnet_cli.model.convolution import lay_for_means
 from sapnet_cli.model.sapnet import ChannelResidualAttention
 
 pytestmark = pytest.mark.usefixtures("instructions")
-CHANNELS_LAST = torch.channels_last
 SHORT = torch.float16, torch.bfloat16
 find_program = compiled.find_program
-
-
-def features(*shape: int, seed: int = 0) -> Tensor:
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return values.contiguous(memory_format=CHANNELS_LAST)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="for Linux on x86")
@@ -45,7 +38,7 @@ def test_it_is_compiled_wherever_it_can_be() -> None:
 
 @needs_native
 def test_it_takes_the_best_instructions(instructions: str) -> None:
-    assert compiled.program().lanes == {"avx512": 16, "avx2": 8, "neon": 4}[instructions]
+    assert compiled.program().lanes == {"amx": 16, "avx512": 16, "avx2": 8, "neon": 4}[instructions]
     best = next(name for name, are_here in compiled.SETS.items() if are_here())
     assert cast(compiled.Program, find_program()).lanes == cast(compiled.Program, compiled.load_program(best)).lanes
 
@@ -129,14 +122,6 @@ def test_the_means_that_attention_pools(size: tuple[int, int], dilation: int, si
     expected = means_of(given, next_kernel, bias, cores, following)
     assert torch.allclose(known[0].means, expected, rtol=1e-5, atol=1e-5 * float(given.abs().mean()) + 1e-5)
     assert torch.equal(known[0].means, known[1].means)
-
-
-def means_of(values: Tensor, weight: Tensor, bias: Tensor, cores: Tensor, dilation: int) -> Tensor:
-    """The means over cores, (N, 4), of a convolution of a plane, (N, O)."""
-    exact = first(values).double(), weight.double(), bias.double()
-    result = functional.conv2d(*exact, padding=dilation, dilation=dilation)
-    within = zip(result, cores.tolist())
-    return torch.stack([picture[:, a:b, c:d].mean(dim=(1, 2)) for picture, (a, b, c, d) in within]).float()
 
 
 @needs_native
@@ -345,15 +330,6 @@ def test_its_lstm_of_short_features(is_first: bool, short: torch.dtype) -> None:
     assert all(torch.equal(*each) for each in zip(*results))
     with pytest.raises(ValueError, match="what is to be"):
         native.recur(seen, None if is_first else (before, after), kernel, bias, hidden, after)
-
-
-def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cell and hidden state of an LSTM after a step, by its gates; without a cell it is the first."""
-    gate_in, candidate, gate_out, *forget = gates.double().chunk(3 if cell is None else 4, dim=3)
-    after = gate_in.sigmoid() * candidate.tanh()
-    if cell is not None:
-        after += forget[0].sigmoid() * cell.double()
-    return after, gate_out.sigmoid() * after.tanh()
 
 
 @needs_native

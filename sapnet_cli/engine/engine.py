@@ -65,7 +65,7 @@ class Engine:
         """
         self.config = config or EngineConfig()
         self.device = choose_device(self.config.device)
-        self.precision = choose_precision(self.config.precision, self.device)
+        self.precision = choose_precision(self.config.precision, self.device, model.config.channels)
         self.stages = model.config.stages if self.config.stages is None else self.config.stages
         if not 1 <= self.stages <= model.config.stages:
             raise UsageError(f"stages {self.stages} is out of range: these weights have 1 to {model.config.stages}")

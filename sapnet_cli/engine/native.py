@@ -20,7 +20,7 @@ from sapnet_cli.engine.kernels import (
     residual_blocks,
 )
 from sapnet_cli.engine.planes import Room
-from sapnet_cli.model import native
+from sapnet_cli.model import matrices, native
 from sapnet_cli.model.convolution import lay_for_means
 from sapnet_cli.model.sapnet import ChannelResidualAttention, SAPNet
 
@@ -33,10 +33,11 @@ class NativeKernel:
         dilation: of the convolution.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1) -> None:
-        """Takes a kernel, (O, I, 3, 3)."""
-        self.bias, self.dilation, self._weight = bias, dilation, weight
-        self._transformed = {side: native.transform(weight, side) for side in native.POINTS}
+    def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1, laid: Tensor | None = None) -> None:
+        """Takes a kernel, (O, I, 3, 3), and what `matrices.py` makes of it, if it is to be taken."""
+        self.bias, self.dilation, self._weight, self._laid = bias, dilation, weight, laid
+        sides = native.POINTS if laid is None else ()
+        self._transformed = {side: native.transform(weight, side) for side in sides}
 
     @cached_property
     def for_means(self) -> Tensor:
@@ -44,7 +45,9 @@ class NativeKernel:
         return lay_for_means(self._weight)
 
     def transformed(self, plane: Tensor) -> Tensor:
-        """For tiles of the side that takes least time by a plane of this size, (N, H, W, C)."""
+        """For tiles of the side that takes least time by a plane of this size, (N, H, W, C); or as it is laid."""
+        if self._laid is not None:
+            return self._laid
         return self._transformed[native.choose_side(plane.shape[1], plane.shape[2], self.dilation)]
 
 
@@ -56,14 +59,20 @@ class NativeWeights(FusedWeights):
         super().__init__(model, dtype, device)
         weight, bias = embed_kernel(model)
         self.embedding = lay_for_means(weight), bias
+        multiplies = matrices.are_multiplied(model.config.channels, dtype)
         self.first_step, self.step = (NativeKernel(*gates_kernel(model, first_unit)) for first_unit in (True, False))
+        if multiplies:
+            weight, bias = gates_kernel(model, first_unit=False)
+            self.first_step = self.step = NativeKernel(weight, bias, laid=matrices.lay_gates(weight))
         weight, bias = parameters(model.project)
         self.projection = weight.permute(2, 3, 0, 1).contiguous(), bias
         self.convolutions: dict[nn.Conv2d, NativeKernel] = {}
         self.attention: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}
         for block in residual_blocks(model):
             for convolution, attention in block.layers:
-                self.convolutions[convolution] = NativeKernel(*parameters(convolution), convolution.dilation[0])
+                weight, bias = parameters(convolution)
+                laid = matrices.lay(weight) if multiplies else None
+                self.convolutions[convolution] = NativeKernel(weight, bias, convolution.dilation[0], laid)
                 if attention is not None:
                     self.attention[attention] = lay_attention(attention)
 

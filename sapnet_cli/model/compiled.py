@@ -1,4 +1,4 @@
-"""What is in C, `c/`, as the build of the package compiled it (`hatch_build.py`): for x86 with AVX2 or AVX512, and Arm.
+"""What is in C, `c/`, as the build of the package compiled it (`hatch_build.py`): for x86 from AVX2 on, and Arm.
 
 Where nothing could compile it, or on another CPU or system, `is_available` says no, and PyTorch computes all.
 """
@@ -19,6 +19,7 @@ import torch
 SOURCES = Path(__file__).with_name("c")
 
 SETS: dict[str, Callable[[], bool]] = {
+    "amx": lambda: torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx(),  # which asks the system for it
     "avx512": torch.cpu._is_avx512_supported,
     "avx2": torch.cpu._is_avx2_supported,
     "neon": lambda: platform.machine() == "aarch64",  # all of which have it
@@ -32,11 +33,13 @@ class Program:
 
     Attributes:
         lanes: floats of a vector.
+        multiplies_matrices: whether it has `c/matrices.c`, for bfloat16.
         run: runs a function of it on a job, at an address, on all threads.
         call: the same on this thread.
     """
 
     lanes: int
+    multiplies_matrices: bool
     run: Callable[[str, int], None]
     call: Callable[[str, int], None]
 
@@ -86,7 +89,8 @@ def load_program(instructions: str) -> Program | None:
     def call(function: str, job: int) -> None:
         getattr(library, function)(ctypes.c_void_p(job))
 
-    return Program(ctypes.c_long.in_dll(library, "sapnet_lanes").value, run, call)
+    lanes = ctypes.c_long.in_dll(library, "sapnet_lanes").value
+    return Program(lanes, hasattr(library, "sapnet_multiply"), run, call)
 
 
 def compiled_name(instructions: str) -> str:

@@ -5,7 +5,8 @@ need a quarter of them or fewer, by Winograd's F(4x4, 3x3) or F(6x6, 3x3), take 
 fifth digit.
 
 Planes of features are (N, H, W, C), one pixel after the other, in float32, or in float16 or bfloat16, which take half
-of the time that they are waited for. All that is computed is float32.
+of the time that they are waited for. All that is computed is float32, but where a CPU multiplies matrices of bfloat16,
+which is faster still: see `matrices.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from sapnet_cli.model import compiled
+from sapnet_cli.model import compiled, matrices
 
 POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)}
 """Of tiles of each side, beside infinity: where a line of pixels, as a polynomial, meets a line of the kernel."""
@@ -150,7 +151,8 @@ def convolve(
 
     Args:
         source: a plane of I channels.
-        transformed: by `transform`, of as many inputs, for tiles of any side.
+        transformed: by `transform`, of as many inputs, for tiles of any side; or by `matrices.lay`, for a source of
+            bfloat16.
         scale: of each output channel, (O,), or (N, O), one for each picture.
         bias: like it.
         dilation: of the kernel, and rows and columns of zeros beyond each edge.
@@ -199,7 +201,7 @@ def recur(
         state: hidden and cell state before, planes of C, or None at the first step, which has none and nothing to
             forget.
         transformed: the kernel of the gates, by `transform`, of features and state: input, candidate, output and,
-            where there is a state, forget.
+            where there is a state, forget. Or of all gates, of features and state, by `matrices.lay_gates`.
         bias: of the gates, (4 C,) or (3 C,).
         hidden: where the hidden state goes, a plane of C; not where it was.
         cell: where the cell state goes, in the same way; it may be where it was.
@@ -211,7 +213,8 @@ def recur(
         MemoryError: there is none for a few tiles.
         ValueError: a plane is of another shape or kind, or in pieces, or I or C is no multiple of a vector's lanes.
     """
-    channels = len(bias) // (3 if state is None else 4)
+    multiplies = transformed.dtype is torch.bfloat16  # which has all gates, and leaves a state that is not there out
+    channels = len(bias) // (3 if state is None and not multiplies else 4)
     check_multiples(compiled.program().lanes, source.shape[3], channels)
     _check_plane(source, source.shape)
     for plane in (hidden, cell, *(state or ())):
@@ -221,8 +224,11 @@ def recur(
     job.bias, job.target, job.cell = bias.data_ptr(), hidden.data_ptr(), cell.data_ptr()
     if state is not None:
         job.state, job.before = (plane.data_ptr() for plane in state)
+    if state is not None or multiplies:
         job.inputs = source.shape[3] + channels
     if gates is not None:
+        if multiplies:
+            raise ValueError("gates are not kept where matrices are multiplied")
         check(gates, (*source.shape[:3], len(bias)))
         job.gates = gates.data_ptr()
     _convolve(job, transformed, hidden, pooled)
@@ -354,9 +360,17 @@ def check_kernel(job: Convolution, transformed: Tensor) -> None:
 
 def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Pooled | None) -> None:
     """Runs a convolution, and pools what it gives."""
-    check_kernel(job, transformed)
+    function = "sapnet_convolve"
+    if transformed.dtype is torch.bfloat16:
+        check_multiples(matrices.DEEP, job.own, job.inputs, job.outputs)
+        check(transformed, matrices.shape(job.outputs, job.inputs), torch.bfloat16)
+        if target.dtype is not torch.bfloat16:
+            raise ValueError(f"matrices of bfloat16 cannot be multiplied by {target.dtype}")
+        function = "sapnet_multiply"
+    else:
+        check_kernel(job, transformed)
     if pooled is None:
-        run("sapnet_convolve", job)
+        run(function, job)
         return
     count, height, width, channels = target.shape
     outputs = len(pooled.bias)
@@ -369,7 +383,7 @@ def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Poo
     parts, columns = (pooled.means.new_empty(number, count, width, channels) for number in (job.parts, 3))
     rectangle = pooled.means.new_empty(channels)
     job.sums = parts.data_ptr()
-    run("sapnet_convolve", job)
+    run(function, job)
     arrays = (target, parts, columns, pooled.cores, pooled.kernel, pooled.bias, rectangle, pooled.means)
     pooling = Pooling(*(array.data_ptr() for array in arrays), job.parts, count, height, width, channels, outputs)
     pooling.dilation, pooling.kind = pooled.dilation, job.kind
