@@ -21,7 +21,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ("-O3", "-shared", "-fPIC")
-AMX = "-mavx512f", "-mavx512bw", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"
+AMX = "-mavx512f", "-mavx512bw", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mprfchw"
 X86 = {"amx": AMX, "avx512": ("-mavx512f",), "avx2": ("-mavx2", "-mfma", "-mf16c")}
 SETS: dict[str, dict[str, tuple[str, ...]]] = {"x86_64": X86, "aarch64": {"neon": ()}}
 """Of instructions, by machine: all is compiled for each, and a CPU takes the best that it has. As in compiled.py."""

@@ -65,7 +65,7 @@ class NativeWeights(FusedWeights):
             weight, bias = gates_kernel(model, first_unit=False)
             self.first_step = self.step = NativeKernel(weight, bias, laid=matrices.lay_gates(weight))
         weight, bias = parameters(model.project)
-        self.projection = weight.permute(2, 3, 0, 1).contiguous(), bias
+        self.projection = matrices.lay_image(weight) if multiplies else weight.permute(2, 3, 0, 1).contiguous(), bias
         self.convolutions: dict[nn.Conv2d, NativeKernel] = {}
         self.attention: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}
         for block in residual_blocks(model):

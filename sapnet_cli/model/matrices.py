@@ -49,6 +49,14 @@ def lay_gates(weight: Tensor) -> Tensor:
     return lay(together.reshape(weight.shape))
 
 
+def lay_image(weight: Tensor) -> Tensor:
+    """The kernel of a convolution to an image, (3, I, 3, 3), as `native.project` takes it: the sum of two."""
+    rounded = weight.to(torch.bfloat16).to(weight.dtype)
+    both = weight.new_zeros(2, SIDE, *weight.shape[1:])
+    both[:, : len(weight)] = torch.stack((rounded, weight - rounded))
+    return lay(both.flatten(0, 1))
+
+
 def round_taps(weight: Tensor) -> Tensor:
     """A kernel, (O, I, 3, 3), in bfloat16; what is lost at one tap is added to the next one."""
     taps = weight.flatten(2)

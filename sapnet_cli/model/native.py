@@ -266,7 +266,7 @@ def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
 
     Args:
         source: a plane of I channels, a multiple of a vector's lanes.
-        kernel: (3, 3, 3, I): rows, columns, colours and channels.
+        kernel: (3, 3, 3, I): rows, columns, colours and channels; or by `matrices.lay_image`, for a source of bfloat16.
         bias: (3,).
         out: where it goes, (N, H, W, 3), float32.
 
@@ -276,11 +276,16 @@ def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
     """
     check_multiples(compiled.program().lanes, source.shape[3])
     _check_plane(source, source.shape)
-    check(kernel, (3, 3, 3, source.shape[3]))
     check(bias, (3,))
     check(out, (*source.shape[:3], 3))
     job = begin(source, kernel, 3)
     job.bias, job.target = bias.data_ptr(), out.data_ptr()
+    if kernel.dtype is torch.bfloat16:
+        check_multiples(matrices.DEEP, job.inputs)
+        _check_matrices(kernel, (2 * matrices.SIDE, job.inputs), source)
+        run("sapnet_multiply", job)
+        return
+    check(kernel, (3, 3, 3, source.shape[3]))
     run("sapnet_project", job)
 
 
@@ -363,9 +368,7 @@ def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Poo
     function = "sapnet_convolve"
     if transformed.dtype is torch.bfloat16:
         check_multiples(matrices.DEEP, job.own, job.inputs, job.outputs)
-        check(transformed, matrices.shape(job.outputs, job.inputs), torch.bfloat16)
-        if target.dtype is not torch.bfloat16:
-            raise ValueError(f"matrices of bfloat16 cannot be multiplied by {target.dtype}")
+        _check_matrices(transformed, (job.outputs, job.inputs), target)
         function = "sapnet_multiply"
     else:
         check_kernel(job, transformed)
@@ -388,6 +391,13 @@ def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Poo
     pooling = Pooling(*(array.data_ptr() for array in arrays), job.parts, count, height, width, channels, outputs)
     pooling.dilation, pooling.kind = pooled.dilation, job.kind
     compiled.program().run("sapnet_pool", ctypes.addressof(pooling))
+
+
+def _check_matrices(kernel: Tensor, channels: tuple[int, int], plane: Tensor) -> None:
+    """A kernel of so many outputs and inputs, as it is laid, and a plane that it is multiplied by or gives."""
+    check(kernel, matrices.shape(*channels), torch.bfloat16)
+    if plane.dtype is not torch.bfloat16:
+        raise ValueError(f"matrices of bfloat16 cannot be multiplied by {plane.dtype}")
 
 
 def run(function: str, job: Convolution | Embedding) -> None:

@@ -14,15 +14,23 @@ enum {
     SIDE = 16,             /* pixels, or outputs, of a matrix */
     DEEP = 32,             /* inputs of one */
     BLOCK = 2 * SIDE,      /* pixels, or outputs, that are multiplied at once */
-    KERNEL = BLOCK * DEEP, /* values of one tap, of such a block */
-    STRIP = 4 * BLOCK,     /* columns of which all rows are computed in turn: a cache holds what taps see of them */
+    KERNEL = BLOCK * DEEP, /* values of one tap, for such a block of outputs */
+    COLOURS = 3,           /* outputs of a convolution to an image */
+    TOGETHER = 4,          /* pixels that are written together: what is done for one waits for what is done before */
     ROWS_AT_ONCE = 32      /* that a thread takes, unless they are summed */
 };
 
 /* What is computed. */
-enum { FEATURES, SKIPPED_FEATURES, FIRST_STATE, STATE };
+enum { FEATURES, SKIPPED_FEATURES, IMAGE, FIRST_STATE, STATE };
 
 INLINE int is_state(const int what) { return what == FIRST_STATE || what == STATE; }
+
+/* Channels that are written of each pixel, and of them those that a block has. */
+INLINE long channels_of(const int what, const Convolution *job) { return is_state(what) ? job->outputs / GATES : job->outputs; }
+INLINE long at_once(const int what) { return is_state(what) ? SIDE : BLOCK; }
+
+/* Blocks of outputs that these are made of. */
+INLINE long blocks_of(const int what) { return is_state(what) ? GATES * SIDE / BLOCK : 1; }
 
 /* How matrices lie in the registers: 16 rows of 64 bytes in each of eight. */
 typedef struct {
@@ -31,16 +39,15 @@ typedef struct {
     unsigned char rows[16];
 } Shapes;
 
-/* What a tap sees of some channels of a row: pixels so many values apart, that of the row's first one, which may be
-   beyond it. */
+/* What a tap sees of some channels: pixels so many values apart, from what it sees of the first pixel of all. */
 typedef struct {
     const short *seen, *kernel;
-    long apart, right;
+    long apart, down, right;
 } Step;
 
-/* What was multiplied, and is to be written: pixels of a row, those from `first` to `end` of a block. */
+/* What is multiplied, and then written: pixels of a row, of a block those from `first` to `end`. */
 typedef struct {
-    float *given;                     /* (1, or 2 for an LSTM, BLOCK, BLOCK) */
+    float *given;                     /* (blocks of outputs, BLOCK, BLOCK) */
     float *sums;                      /* of the block's first pixel */
     const float *scale, *bias;
     long pixel, channel, first, end;
@@ -48,26 +55,31 @@ typedef struct {
 
 /* What a thread works in. */
 typedef struct {
-    Step *steps, *edges;
-    short *aside;                     /* (steps, BLOCK, DEEP): what taps see at the edges, with zeros beyond */
+    Step *steps, *some, *edges;       /* all of them; those that see a row; the same at its ends */
+    short *aside;                     /* (steps, BLOCK, DEEP): what they see there, with zeros beyond */
     float *sums;                      /* (BLOCK, channels): that nobody asked for */
-    Block before;
-    float *given;                     /* where the next block goes */
-    long count;
+    Block blocks[2];                  /* that which is to be written, and the next one, in turn */
+    long turn;
 } Room;
 
-static void begin_matrices(void) {
+/* Makes the registers ready, and gives how this thread treated numbers below all normal ones, to be restored: here they are
+   zeros, as they would take a hundred times as long, and what decays ends in them. */
+static unsigned begin_matrices(void) {
+    const unsigned treated = _mm_getcsr();
     Shapes shapes = {.palette = 1};
     for (int each = 0; each < 8; each++) shapes.bytes[each] = 64, shapes.rows[each] = 16;
     _tile_loadconfig(&shapes);
+    _mm_setcsr(treated | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+    return treated;
 }
 
-/* What is about to be read, or written, a row further down. */
-static inline void fetch(const void *plane, long value, int to_be_written) {
-    const char *place = (const char *)plane + value * sizeof(short);
-    if (to_be_written) __builtin_prefetch(place, 1, 2);
-    else __builtin_prefetch(place, 0, 2);
+static void end_matrices(unsigned treated) {
+    _mm_setcsr(treated);
+    _tile_release();
 }
+
+/* Has what is read, or written, next brought nearer. */
+INLINE void fetch(const short *values, const int to_be_written) { __builtin_prefetch(values, to_be_written, 2); }
 
 static inline void store_both(short *to, Vector first, Vector second) {
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
@@ -75,203 +87,323 @@ static inline void store_both(short *to, Vector first, Vector second) {
 
 static inline void store_rounded(short *to, Vector x) { _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
 
-/* Writes a pixel of a block, as `write_tile` of `convolution.c` does. */
-INLINE void write_pixel(const int what, const Convolution *job, const Block *block, Vector least, long x) {
-    const long outputs = job->outputs, at = (block->pixel + x) * outputs + block->channel;
-    const long below = at + job->width * outputs;
-    Vector value[2];
-    fetch(job->target, below, 1);
-    fetch(job->source, (block->pixel + x + (job->dilation + 1) * job->width) * job->own + block->channel, 0);
-    if (what == SKIPPED_FEATURES) fetch(job->skip, below, 0);
+/* Writes some pixels of a block, as `write_tile` of `convolution.c` does. */
+INLINE void write_features(const int what, const int number, const Convolution *job, const Block *block, long x) {
+    const long outputs = job->outputs, pixel = block->pixel + x, at = pixel * outputs + block->channel;
+    const short *skip = (const short *)job->skip + at;
+    const short *ahead = (const short *)job->source + (pixel + (job->dilation + 1) * job->width) * job->own + block->channel;
+    const float *given = block->given + x * BLOCK;
+    short *target = (short *)job->target + at;
+    float *sums = block->sums + x * outputs;
+    const Vector least = all(job->relu ? 0 : -INFINITY);
+    Vector value[TOGETHER][2];
+    for (int each = 0; each < number; each++) {
+        fetch(target + (each + job->width) * outputs, 1);
+        fetch(ahead + each * job->own, 0);
+        if (what == SKIPPED_FEATURES) fetch(skip + (each + job->width) * outputs, 0);
+    }
     for (int half = 0; half < 2; half++) {
         const long lane = half * LANES;
-        value[half] = product_plus(load(block->given + x * BLOCK + lane), load(block->scale + lane), load(block->bias + lane));
-        value[half] = larger(least, value[half]); /* the second where it is no number */
-        if (what == SKIPPED_FEATURES) {
-            value[half] = add(value[half], load_upper((const short *)job->skip + at + lane));
-            value[half] = larger(least, value[half]);
+        const Vector scale = load(block->scale + lane), bias = load(block->bias + lane);
+        for (int each = 0; each < number; each++) { /* of two the second where one is no number */
+            Vector x = larger(least, product_plus(load(given + each * BLOCK + lane), scale, bias));
+            if (what == SKIPPED_FEATURES) x = larger(least, add(x, load_upper(skip + each * outputs + lane)));
+            value[each][half] = x;
         }
-        float *sum = block->sums + x * outputs + lane;
-        store(sum, add(load(sum), value[half]));
     }
-    store_both((short *)job->target + at, value[0], value[1]);
-}
-
-/* Writes half of a pixel of a block, as `write_state` of `convolution.c` does; its gates are side by side. */
-INLINE void write_state(const int what, const Convolution *job, const Block *block, long x) {
-    const long width = job->outputs / GATES, at = (block->pixel + x) * width + block->channel, below = at + job->width * width;
-    const float *gates = block->given + x * BLOCK, *others = gates + BLOCK * BLOCK;
-    fetch(job->target, below, 1);
-    fetch(job->cell, below, 1);
-    fetch(job->source, (block->pixel + x + 2 * job->width) * job->own + block->channel, 0);
-    Vector cell = let_through(add(load(gates), load(block->bias)), add(load(gates + LANES), load(block->bias + width)));
-    if (what == STATE) {
-        fetch(job->state, below + job->width * width, 0);
-        Vector kept = sigmoid(add(load(others + LANES), load(block->bias + 3 * width)));
-        cell = product_plus(kept, load_upper((const short *)job->before + at), cell);
-    }
-    Vector hidden = let_through(add(load(others), load(block->bias + 2 * width)), cell);
-    store_rounded((short *)job->cell + at, cell);
-    store_rounded((short *)job->target + at, hidden);
-    float *sum = block->sums + x * width;
-    store(sum, add(load(sum), hidden));
-}
-
-INLINE void write_pixels(const int what, const Convolution *job, const Block *block, long first, long end) {
-    const Vector least = all(job->relu ? 0 : -INFINITY);
-    for (long x = first; x < end; x++) {
-        if (is_state(what)) write_state(what, job, block, x);
-        else write_pixel(what, job, block, least, x);
+    for (int each = 0; each < number; each++) {
+        float *sum = sums + each * outputs;
+        store_both(target + each * outputs, value[each][0], value[each][1]);
+        store(sum, add(load(sum), value[each][0]));
+        store(sum + LANES, add(load(sum + LANES), value[each][1]));
     }
 }
 
-/* One tap of all pixels of a block, of a block of outputs. */
-INLINE void multiply(const short *seen, long apart, const short *kernel) {
-    _tile_loadd(4, kernel, 64);
+/* Writes some pixels of an image, whose kernel is the sum of two. */
+INLINE void write_colours(const int number, const Convolution *job, const Block *block, long x) {
+    const __mmask16 colours = (1 << COLOURS) - 1;
+    const Vector bias = _mm512_maskz_loadu_ps(colours, block->bias);
+    for (long each = x; each < x + number; each++) {
+        const float *given = block->given + each * BLOCK;
+        const Vector value = add(add(load(given), load(given + SIDE)), bias);
+        _mm512_mask_storeu_ps((float *)job->target + (block->pixel + each) * COLOURS, colours, value);
+        fetch((const short *)job->source + (block->pixel + each + 2 * job->width) * job->own, 0);
+    }
+}
+
+/* As `decay`, but to 13 bits, more than are kept: e to the -x or, for `times` of 2, to the -2 x. It is infinite where x is
+   far below zero, unless that is bounded. */
+INLINE Vector short_decay(const int times, const int bounded, Vector x) {
+    static const float log2 = 1.44269504f; /* of e */
+    const Vector bound = bounded ? larger(all(-43.0f / times), x) : x;
+    const Vector whole = nearest(mul(all(-times * log2), bound)), rest = plus(times * log2, bound, whole);
+    const Vector sum = product_plus(product_plus(all(-5.5009e-2f), rest, all(2.422110e-1f)), rest, all(-6.932829e-1f));
+    return by_power(product_plus(sum, rest, all(1)), whole);
+}
+
+static inline Vector about_one_over(Vector x) { return _mm512_rcp14_ps(x); }
+
+/* As `let_through`, of the decays of a gate and of twice a value. */
+static inline Vector through(Vector gate, Vector twice) {
+    return mul(sub(all(1), twice), about_one_over(mul(add(all(1), gate), add(all(1), twice))));
+}
+
+/* Next states of some pixels, on their way. */
+typedef struct {
+    Vector cell[TOGETHER], gate[TOGETHER];
+} States;
+
+/* Gates of a block's pixels, one after the other. */
+INLINE const float *gate_of(const Block *block, int gate, long x) {
+    return block->given + (gate / 2 * BLOCK + x) * BLOCK + gate % 2 * SIDE;
+}
+
+/* Writes SIDE channels of some pixels of a block, as `write_state` of `convolution.c` does, in three steps. */
+INLINE void begin_states(const int number, const Convolution *job, const Block *block, long x, States *states) {
+    const long width = job->outputs / GATES;
+    const float *gates = gate_of(block, 0, x), *candidates = gate_of(block, 1, x);
+    const Vector bias = load(block->bias), candidate_bias = load(block->bias + width);
+    Vector gate[TOGETHER], twice[TOGETHER];
+    for (int each = 0; each < number; each++) {
+        gate[each] = short_decay(1, 0, add(load(gates + each * BLOCK), bias));
+        twice[each] = short_decay(2, 1, add(load(candidates + each * BLOCK), candidate_bias));
+    }
+    for (int each = 0; each < number; each++) states->cell[each] = through(gate[each], twice[each]);
+}
+
+INLINE void keep_states(const int what, const int number, const Convolution *job, const Block *block, long x, States *states) {
+    const long width = job->outputs / GATES;
+    const float *gates = gate_of(block, 2, x), *forget = gate_of(block, 3, x);
+    const short *before = (const short *)job->before + (block->pixel + x) * width + block->channel;
+    const Vector bias = load(block->bias + 2 * width), forget_bias = load(block->bias + 3 * width);
+    for (int each = 0; each < number; each++) {
+        if (what == STATE) {
+            const Vector kept = about_one_over(add(all(1), short_decay(1, 0, add(load(forget + each * BLOCK), forget_bias))));
+            states->cell[each] = product_plus(kept, load_upper(before + each * width), states->cell[each]);
+        }
+        states->gate[each] = short_decay(1, 0, add(load(gates + each * BLOCK), bias));
+    }
+}
+
+INLINE void end_states(const int what, const int number, const Convolution *job, const Block *block, long x, const States *states) {
+    const long width = job->outputs / GATES, pixel = block->pixel + x, at = pixel * width + block->channel, row = job->width * width;
+    const short *ahead = (const short *)job->source + (pixel + 2 * job->width) * job->own + block->channel;
+    short *cell = (short *)job->cell + at, *target = (short *)job->target + at;
+    float *sums = block->sums + x * width;
+    Vector hidden[TOGETHER];
+    for (int each = 0; each < number; each++) {
+        fetch(target + each * width + row, 1);
+        fetch(cell + each * width + row, 1);
+        fetch(ahead + each * job->own, 0);
+        if (what == STATE) fetch((const short *)job->state + at + each * width + 2 * row, 0);
+    }
+    for (int each = 0; each < number; each++) hidden[each] = through(states->gate[each], short_decay(2, 1, states->cell[each]));
+    for (int each = 0; each < number; each++) {
+        store_rounded(cell + each * width, states->cell[each]);
+        store_rounded(target + each * width, hidden[each]);
+        store(sums + each * width, add(load(sums + each * width), hidden[each]));
+    }
+}
+
+INLINE void write_some(const int what, const int number, const Convolution *job, const Block *block, long x) {
+    States states;
+    if (is_state(what)) {
+        begin_states(number, job, block, x, &states);
+        keep_states(what, number, job, block, x, &states);
+        end_states(what, number, job, block, x, &states);
+    } else if (what == IMAGE) write_colours(number, job, block, x);
+    else write_features(what, number, job, block, x);
+}
+
+INLINE void begin_products(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+INLINE void end_products(float *given) {
+    _tile_stored(0, given, BLOCK * sizeof(float));
+    _tile_stored(1, given + SIDE, BLOCK * sizeof(float));
+    _tile_stored(2, given + SIDE * BLOCK, BLOCK * sizeof(float));
+    _tile_stored(3, given + SIDE * BLOCK + SIDE, BLOCK * sizeof(float));
+}
+
+/* One step, of all pixels of a block, from the first one on, and a block of outputs. */
+INLINE void multiply(const Step *step, long pixel, long kernel) {
+    const short *seen = step->seen + pixel * step->apart, *values = step->kernel + kernel;
+    const long apart = step->apart * sizeof(short);
+    _tile_loadd(4, values, 64);
     _tile_loadd(6, seen, apart);
     _tile_dpbf16ps(0, 6, 4);
-    _tile_loadd(5, kernel + KERNEL / 2, 64);
+    _tile_loadd(5, values + KERNEL / 2, 64);
     _tile_dpbf16ps(1, 6, 5);
-    _tile_loadd(7, (const char *)seen + SIDE * apart, apart);
+    _tile_loadd(7, seen + SIDE * step->apart, apart);
     _tile_dpbf16ps(2, 7, 4);
     _tile_dpbf16ps(3, 7, 5);
 }
 
-/* Multiplies a block of pixels by blocks of outputs, and writes another one, some pixels at each step. */
-INLINE void multiply_block(const int what, const Convolution *job, const Step *steps, long count, long left, long kernel,
-                           long a_block, float *given, const Block *before) {
-    const long blocks = is_state(what) ? 2 : 1, at_once = is_state(what) ? 1 : 4;
-    const int full = before->end - before->first == BLOCK;
-    long written = before->first;
-    for (long each = 0; each < blocks; each++, kernel += a_block, given += BLOCK * BLOCK) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (long step = 0; step < count; step++) {
-            const Step it = steps[step];
-            multiply(it.seen + left * it.apart, it.apart * sizeof(short), it.kernel + kernel);
-            if (full && written < BLOCK) {
-                write_pixels(what, job, before, written, written + at_once);
-                written += at_once;
-            }
-        }
-        _tile_stored(0, given, BLOCK * sizeof(float));
-        _tile_stored(1, given + SIDE, BLOCK * sizeof(float));
-        _tile_stored(2, given + SIDE * BLOCK, BLOCK * sizeof(float));
-        _tile_stored(3, given + SIDE * BLOCK + SIDE, BLOCK * sizeof(float));
+/* Multiplies a block of pixels by one of outputs, and writes `before`, if it is full, in between. */
+INLINE void multiply_features(const int what, const int full, const long count, const Convolution *job, const Step *steps,
+                              long pixel, long kernel, float *given, const Block *before) {
+    begin_products();
+#pragma GCC unroll 9
+    for (long step = 0; step < count; step++) {
+        multiply(&steps[step], pixel, kernel);
+        if (full && step < BLOCK / TOGETHER) write_some(what, TOGETHER, job, before, step * TOGETHER);
     }
-    write_pixels(what, job, before, written, before->end);
+    end_products(given);
+    for (long x = count * TOGETHER; full && x < BLOCK; x += TOGETHER) write_some(what, TOGETHER, job, before, x);
 }
 
-/* What the taps of a kernel see of a row; gives how many of them see any. */
-INLINE long find_steps(const Convolution *job, long picture, long y, Step *steps) {
-    const long width = job->width, depths = job->inputs / DEEP;
+/* The same of the gates of an LSTM, which are two blocks; some pixels are written while as many steps are taken as there are
+   for them. */
+INLINE void multiply_gates(const int what, const int full, long count, const Convolution *job, const Step *steps, long pixel,
+                           long kernel, float *given, const Block *before) {
+    const long a_block = 9 * job->inputs / DEEP * KERNEL, steps_of_some = what == STATE ? 4 : 2, last = what == STATE ? 2 : 1;
+    States states;
+    long step = 0, x = 0;
+    begin_products();
+    for (long taken = 0; taken < 2 * count; taken++) {
+        multiply(&steps[step], pixel, kernel);
+        if (++step == count) {
+            end_products(given);
+            begin_products();
+            step = 0, kernel += a_block, given += BLOCK * BLOCK;
+        }
+        if (!full || x >= BLOCK) continue;
+        const long turn = taken % steps_of_some;
+        if (turn == 0) begin_states(TOGETHER, job, before, x, &states);
+        if (turn == 1) keep_states(what, TOGETHER, job, before, x, &states);
+        if (turn == last) end_states(what, TOGETHER, job, before, x, &states), x += TOGETHER;
+    }
+    for (; full && x < BLOCK; x += TOGETHER) write_some(what, TOGETHER, job, before, x);
+}
+
+INLINE void multiply_block(const int what, const int full, const Convolution *job, const Step *steps, long count, long pixel,
+                           long kernel, float *given, const Block *before) {
+    for (long x = before->first; !full && x < before->end; x++) write_some(what, 1, job, before, x);
+    if (is_state(what)) multiply_gates(what, full, count, job, steps, pixel, kernel, given, before);
+    else if (count == 9) multiply_features(what, full, 9, job, steps, pixel, kernel, given, before);
+    else multiply_features(what, full, count, job, steps, pixel, kernel, given, before);
+}
+
+/* What the taps of a kernel see; gives how many steps these are. */
+static long find_steps(const Convolution *job, Step *steps) {
+    const long depths = job->inputs / DEEP;
     long count = 0;
     for (long tap = 0; tap < 9; tap++) {
-        const long row = y + (tap / 3 - 1) * job->dilation, right = (tap % 3 - 1) * job->dilation;
-        if (row < 0 || row >= job->height) continue;
+        const long down = (tap / 3 - 1) * job->dilation, right = (tap % 3 - 1) * job->dilation;
         for (long depth = 0; depth < depths; depth++) {
             const long channel = depth * DEEP, is_own = channel < job->own;
+            const long of = is_own ? job->own : job->inputs - job->own;
             const short *plane = is_own ? job->source : job->state;
             if (!plane) continue; /* an LSTM's first step */
-            const long of = is_own ? job->own : job->inputs - job->own;
-            const short *line = plane + (picture * job->height + row) * width * of + (is_own ? channel : channel - job->own);
-            steps[count++] = (Step){line + right * of, (const short *)job->kernel + (tap * depths + depth) * KERNEL, of, right};
+            const short *seen = plane + (is_own ? channel : channel - job->own) + (down * job->width + right) * of;
+            steps[count++] = (Step){seen, (const short *)job->kernel + (tap * depths + depth) * KERNEL, of, down, right};
         }
     }
     return count;
 }
 
-/* The same of a block at an edge, with zeros beyond. */
-static void copy_steps(long width, const Step *steps, long count, long left, Step *edges, short *to) {
+/* Those that see anything of a row; gives how many. */
+static long choose_steps(const Convolution *job, const Step *steps, long count, long y, Step *some) {
+    long chosen = 0;
+    for (long step = 0; step < count; step++)
+        if (y + steps[step].down >= 0 && y + steps[step].down < job->height) some[chosen++] = steps[step];
+    return chosen;
+}
+
+/* The same of a block at an end of a row, with zeros beyond. */
+static void copy_steps(const Convolution *job, const Step *steps, long count, long pixel, long left, Step *edges, short *to) {
     for (long step = 0; step < count; step++, to += BLOCK * DEEP) {
-        edges[step] = steps[step];
         const Step it = steps[step];
-        edges[step].seen = to - left * DEEP;
-        edges[step].apart = DEEP;
-        for (long x = left; x < left + BLOCK; x++) {
-            const long at = x + it.right;
-            if (at < 0 || at >= width) memset(to + (x - left) * DEEP, 0, sizeof(short) * DEEP);
-            else memcpy(to + (x - left) * DEEP, it.seen + x * it.apart, sizeof(short) * DEEP);
+        edges[step] = (Step){to - pixel * DEEP, it.kernel, DEEP, 0, 0};
+        for (long x = 0; x < BLOCK; x++) {
+            const long at = left + x + it.right;
+            if (at < 0 || at >= job->width) memset(to + x * DEEP, 0, sizeof(short) * DEEP);
+            else memcpy(to + x * DEEP, it.seen + (pixel + x) * it.apart, sizeof(short) * DEEP);
         }
     }
 }
 
-/* A strip of a row. */
-INLINE void convolve_row(const int what, const Convolution *job, long picture, long y, long left, long end, float *sums, Room *room) {
-    const long channels = is_state(what) ? job->outputs / GATES : job->outputs, at_once = is_state(what) ? LANES : BLOCK;
-    const long a_block = 9 * job->inputs / DEEP * KERNEL, count = find_steps(job, picture, y, room->steps);
-    for (; left < end; left += BLOCK) {
-        /* a last block that is not full begins earlier, so that all its pixels are there */
-        const long begin = left + BLOCK <= job->width || job->width < BLOCK ? left : job->width - BLOCK;
-        const Step *steps = room->steps;
-        if (begin < job->dilation || begin + BLOCK + job->dilation > job->width) {
-            copy_steps(job->width, steps, count, begin, room->edges, room->aside);
-            steps = room->edges;
-        }
-        for (long channel = 0; channel < channels; channel += at_once) {
-            const Block before = room->before;
-            const long kernel = channel / at_once * (is_state(what) ? 2 : 1) * a_block, of = (job->each ? picture * job->outputs : 0) + channel;
-            multiply_block(what, job, steps, count, begin, kernel, a_block, room->given, &before);
-            room->before = (Block){
-                .given = room->given,
-                .sums = sums ? sums + (picture * job->width + begin) * channels + channel : room->sums,
-                .scale = is_state(what) ? NULL : job->scale + of,
-                .bias = job->bias + of,
-                .pixel = (picture * job->height + y) * job->width + begin,
-                .channel = channel,
-                .first = left - begin,
-                .end = (left + BLOCK < end ? left + BLOCK : end) - begin,
-            };
-            room->given = before.given;
-        }
+/* A block of a row, from `left` on. */
+INLINE void convolve_block(const int what, const Convolution *job, long count, long row, long left, float *sums, Room *room) {
+    const long channels = channels_of(what, job), a_block = 9 * job->inputs / DEEP * KERNEL * blocks_of(what);
+    const long picture = row / job->height, y = row % job->height;
+    /* a last block that is not full begins earlier, so that all its pixels are there */
+    const long begin = left + BLOCK <= job->width || job->width < BLOCK ? left : job->width - BLOCK;
+    const long end = left + BLOCK < job->width ? left + BLOCK : job->width, pixel = row * job->width + begin;
+    const Step *steps = room->steps;
+    if (y < job->dilation || y + job->dilation >= job->height) {
+        count = choose_steps(job, steps, count, y, room->some);
+        steps = room->some;
+    }
+    if (begin < job->dilation || begin + BLOCK + job->dilation > job->width) {
+        copy_steps(job, steps, count, pixel, begin, room->edges, room->aside);
+        steps = room->edges;
+    }
+    for (long channel = 0; channel < channels; channel += at_once(what)) {
+        const Block *before = &room->blocks[room->turn];
+        Block *next = &room->blocks[room->turn ^= 1];
+        const long kernel = channel / at_once(what) * a_block, of = (job->each ? picture * job->outputs : 0) + channel;
+        if (before->end - before->first == BLOCK) multiply_block(what, 1, job, steps, count, pixel, kernel, next->given, before);
+        else multiply_block(what, 0, job, steps, count, pixel, kernel, next->given, before);
+        next->sums = sums ? sums + (picture * job->width + begin) * channels + channel : room->sums;
+        next->scale = job->scale + of;
+        next->bias = job->bias + of;
+        next->pixel = pixel;
+        next->channel = channel;
+        next->first = left - begin;
+        next->end = end - begin;
     }
 }
 
-static long lines(long bytes) { return (bytes + 63) / 64 * 64; }
+static long whole_lines(long bytes) { return (bytes + 63) / 64 * 64; }
 
+/* Takes parts of the rows until there are none left; of each, all rows of some columns, then the next ones: a cache holds
+   what taps see of them. */
 INLINE void convolve(const int what, Convolution *shared) {
-    const Convolution own = *shared, *job = &own;
-    const long channels = is_state(what) ? job->outputs / GATES : job->outputs, steps = 9 * job->inputs / DEEP;
-    const long rows = job->count * job->height, parts = job->sums ? job->parts : (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    const long of_block = sizeof(float) * 2 * BLOCK * BLOCK, of_aside = sizeof(short) * steps * BLOCK * DEEP;
-    const long of_steps = lines(sizeof(Step) * steps), of_sums = sizeof(float) * BLOCK * channels;
-    char *memory = aligned_alloc(64, 2 * of_block + of_aside + of_sums + 2 * of_steps);
+    const Convolution own = *shared, *job = &own; /* which nothing that is stored can be, so that it is read once */
+    const long channels = channels_of(what, job), steps = 9 * job->inputs / DEEP, rows = job->count * job->height;
+    const long parts = job->sums ? job->parts : (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    const long of_block = sizeof(float) * blocks_of(what) * BLOCK * BLOCK, of_aside = sizeof(short) * steps * BLOCK * DEEP;
+    const long of_steps = whole_lines(sizeof(Step) * steps), of_sums = whole_lines(sizeof(float) * BLOCK * channels);
+    char *memory = aligned_alloc(64, 2 * of_block + of_aside + of_sums + 3 * of_steps);
     if (!memory) {
         __atomic_store_n(&shared->failed, 1, __ATOMIC_RELAXED);
         return;
     }
-    char *next = memory + 2 * of_block;
-    Room room = {.aside = (short *)next, .sums = (float *)(next + of_aside), .steps = (Step *)(next + of_aside + of_sums)};
-    room.edges = (Step *)(next + of_aside + of_sums + of_steps);
+    char *next = memory + 2 * of_block, *last = next + of_aside + of_sums;
+    Room room = {.aside = (short *)next, .sums = (float *)(next + of_aside)};
+    room.steps = (Step *)last, room.some = (Step *)(last + of_steps), room.edges = (Step *)(last + 2 * of_steps);
     memset(room.sums, 0, of_sums);
-    begin_matrices();
+    const long count = find_steps(job, room.steps);
+    const unsigned treated = begin_matrices();
     for (;;) {
         const long part = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
         if (part >= parts) break;
         const long summed = job->count * job->width * channels, first = rows * part / parts, end = rows * (part + 1) / parts;
         float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
-        room.given = (float *)memory;
-        room.before = (Block){.given = (float *)(memory + of_block)};
-        for (long left = 0; left < job->width; left += STRIP) {
-            const long right = left + STRIP < job->width ? left + STRIP : job->width;
-            for (long row = first; row < end; row++)
-                convolve_row(what, job, row / job->height, row % job->height, left, right, sums, &room);
-        }
-        write_pixels(what, job, &room.before, room.before.first, room.before.end);
+        for (int each = 0; each < 2; each++) room.blocks[each] = (Block){.given = (float *)(memory + each * of_block)};
+        for (long left = 0; left < job->width; left += BLOCK)
+            for (long row = first; row < end; row++) convolve_block(what, job, count, row, left, sums, &room);
+        const Block *unwritten = &room.blocks[room.turn];
+        for (long x = unwritten->first; x < unwritten->end; x++) write_some(what, 1, job, unwritten, x);
     }
-    _tile_release();
+    end_matrices(treated);
     free(memory);
 }
 
-/* What each thread of a convolution runs, in bfloat16. Its kernel is (outputs / BLOCK, 9, inputs / DEEP, 2, DEEP / 2, SIDE, 2)
-   of it: two inputs, one after the other. Of an LSTM the outputs are, for each SIDE channels, input, candidate, output and
-   forget gate; the first step, too, has all of them. */
+/* What each thread of a convolution runs, in bfloat16. Its kernel is (outputs / BLOCK, 9, inputs / DEEP, 2, DEEP / 2, SIDE,
+   2) of it: two inputs, one after the other. Of an LSTM the outputs are, for each SIDE channels, input, candidate, output and
+   forget gate; the first step, too, has all of them. To an image there is one block of outputs, whose first half has the
+   kernel of each colour, and whose second half what it lost when it was rounded. */
 void sapnet_multiply(void *shared) {
     Convolution *job = shared;
     if (job->cell && job->state) convolve(STATE, job);
     else if (job->cell) convolve(FIRST_STATE, job);
+    else if (job->outputs == COLOURS) convolve(IMAGE, job);
     else if (job->skip) convolve(SKIPPED_FEATURES, job);
     else convolve(FEATURES, job);
 }
