@@ -314,11 +314,13 @@ static long choose_steps(const Convolution *job, const Step *steps, long count, 
     return chosen;
 }
 
-/* The same of a block at an end of a row, with zeros beyond. */
+/* The same of a block at an end of a row, with zeros beyond, for those that see any. */
 static void copy_steps(const Convolution *job, const Step *steps, long count, long pixel, long left, Step *edges, short *to) {
     for (long step = 0; step < count; step++, to += BLOCK * DEEP) {
-        const Step it = steps[step];
-        edges[step] = (Step){to - pixel * DEEP, it.kernel, DEEP, 0, 0};
+        const Step it = edges[step] = steps[step];
+        if (left + it.right >= 0 && left + it.right + BLOCK <= job->width) continue;
+        edges[step].seen = to - pixel * DEEP;
+        edges[step].apart = DEEP;
         for (long x = 0; x < BLOCK; x++) {
             const long at = left + x + it.right;
             if (at < 0 || at >= job->width) memset(to + x * DEEP, 0, sizeof(short) * DEEP);
