@@ -60,10 +60,11 @@ class NativeWeights(FusedWeights):
         weight, bias = embed_kernel(model)
         self.embedding = lay_for_means(weight), bias
         multiplies = matrices.are_multiplied(model.config.channels, dtype)
-        self.first_step, self.step = (NativeKernel(*gates_kernel(model, first_unit)) for first_unit in (True, False))
         if multiplies:
             weight, bias = gates_kernel(model, first_unit=False)
             self.first_step = self.step = NativeKernel(weight, bias, laid=matrices.lay_gates(weight))
+        else:
+            self.first_step, self.step = (NativeKernel(*gates_kernel(model, first)) for first in (True, False))
         weight, bias = parameters(model.project)
         self.projection = matrices.lay_image(weight) if multiplies else weight.permute(2, 3, 0, 1).contiguous(), bias
         self.convolutions: dict[nn.Conv2d, NativeKernel] = {}

@@ -79,7 +79,10 @@ static void end_matrices(unsigned treated) {
 }
 
 /* Has what is read, or written, next brought nearer. */
-INLINE void fetch(const short *values, const int to_be_written) { __builtin_prefetch(values, to_be_written, 2); }
+INLINE void fetch(const short *values, const int to_be_written) {
+    if (to_be_written) __builtin_prefetch(values, 1, 2);
+    else __builtin_prefetch(values, 0, 2);
+}
 
 static inline void store_both(short *to, Vector first, Vector second) {
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
