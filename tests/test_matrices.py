@@ -78,6 +78,19 @@ def test_it_is_the_convolution(size: tuple[int, int], dilation: int, inputs: int
     assert torch.allclose(given.double(), last(expected), rtol=0.51 * EPS, atol=2e-5)
 
 
+def test_large_planes_are_computed_alike() -> None:
+    """By more columns at a time, each the same as in a plane of its own."""
+    seen, (laid, _) = plane(1, 20, 26_300, 32).to(SHORT), kernel(32, 32)
+    cores, following = torch.tensor([[0, 20, 0, 26_300]]), lay_for_means(features(32, 32, 3, 3, seed=2) / 17)
+    known = native.Pooled(torch.empty(1, 32), cores, following, torch.zeros(32), 1)
+    given = native.convolve(seen, laid, torch.ones(32), torch.zeros(32), 5, pooled=known)
+    assert torch.equal(given, native.convolve(seen, laid, torch.ones(32), torch.zeros(32), 5))
+    for left in (0, 3_000, 25_800):
+        part = native.convolve(seen[:, :, left : left + 500].contiguous(), laid, torch.ones(32), torch.zeros(32), 5)
+        inside = slice(0 if left == 0 else 5, 500 if left == 25_800 else 495)
+        assert torch.equal(given[:, :, left : left + 500][:, :, inside], part[:, :, inside])
+
+
 def test_its_options() -> None:
     seen, bias, scale = plane(1, 21, 75, 32).to(SHORT), torch.randn(64), torch.linspace(0, 2, 64)
     laid, rounded = kernel(64, 32)

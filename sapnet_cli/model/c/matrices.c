@@ -16,6 +16,8 @@ enum {
     BLOCK = 2 * SIDE,      /* pixels, or outputs, that are multiplied at once */
     KERNEL = BLOCK * DEEP, /* values of one tap, for such a block of outputs */
     COLOURS = 3,           /* outputs of a convolution to an image */
+    WIDE = 4 * BLOCK,      /* columns of large planes */
+    HELD = 1 << 24,        /* values of a plane that caches hold */
     TOGETHER = 4,          /* pixels that are written together: what is done for one waits for what is done before */
     ROWS_AT_ONCE = 32      /* that a thread takes, unless they are summed */
 };
@@ -367,11 +369,12 @@ INLINE void convolve_block(const int what, const Convolution *job, long count, l
 static long whole_lines(long bytes) { return (bytes + 63) / 64 * 64; }
 
 /* Takes parts of the rows until there are none left; of each, all rows of some columns, then the next ones: a cache holds
-   what taps see of them. */
+   what taps see of them. Of large planes, which none holds, more columns, as those beside them are fetched anew. */
 INLINE void convolve(const int what, Convolution *shared) {
     const Convolution own = *shared, *job = &own; /* which nothing that is stored can be, so that it is read once */
     const long channels = channels_of(what, job), steps = 9 * job->inputs / DEEP, rows = job->count * job->height;
     const long parts = job->sums ? job->parts : (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    const long strip = rows * job->width * job->own > HELD ? WIDE : BLOCK;
     const long of_block = sizeof(float) * blocks_of(what) * BLOCK * BLOCK, of_aside = sizeof(short) * steps * BLOCK * DEEP;
     const long of_steps = whole_lines(sizeof(Step) * steps), of_sums = whole_lines(sizeof(float) * BLOCK * channels);
     char *memory = aligned_alloc(64, 2 * of_block + of_aside + of_sums + 3 * of_steps);
@@ -391,8 +394,10 @@ INLINE void convolve(const int what, Convolution *shared) {
         const long summed = job->count * job->width * channels, first = rows * part / parts, end = rows * (part + 1) / parts;
         float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
         for (int each = 0; each < 2; each++) room.blocks[each] = (Block){.given = (float *)(memory + each * of_block)};
-        for (long left = 0; left < job->width; left += BLOCK)
-            for (long row = first; row < end; row++) convolve_block(what, job, count, row, left, sums, &room);
+        for (long left = 0; left < job->width; left += strip)
+            for (long row = first; row < end; row++)
+                for (long block = left; block < left + strip && block < job->width; block += BLOCK)
+                    convolve_block(what, job, count, row, block, sums, &room);
         const Block *unwritten = &room.blocks[room.turn];
         for (long x = unwritten->first; x < unwritten->end; x++) write_some(what, 1, job, unwritten, x);
     }
