@@ -19,7 +19,11 @@ import torch
 SOURCES = Path(__file__).with_name("c")
 
 SETS: dict[str, Callable[[], bool]] = {
-    "amx": lambda: torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx(),  # which asks the system for it
+    "amx": lambda: (
+        torch.cpu._is_amx_tile_supported()
+        and torch.cpu._is_avx512_bf16_supported()
+        and torch.cpu._init_amx()  # asks the system for it
+    ),
     "avx512": torch.cpu._is_avx512_supported,
     "avx2": torch.cpu._is_avx2_supported,
     "neon": lambda: platform.machine() == "aarch64",  # all of which have it
