@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from sapnet_cli.cli.app import app
 from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
 from sapnet_cli.imaging.jobs import OutputOptions, plan_jobs
-from sapnet_cli.model import compiled
+from sapnet_cli.model import compiled, native
 from sapnet_cli.model.checkpoint import load_checkpoint
 from sapnet_cli.model.sapnet import SAPNet
 
@@ -167,3 +167,37 @@ def stepped(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
     if cell is not None:
         after += forget[0].sigmoid() * cell.double()
     return after, gate_out.sigmoid() * after.tanh()
+
+
+def check_options(
+    seen: Tensor, kernel: Tensor, scale: Tensor, bias: Tensor, plain: Tensor, skip: Tensor, rtol: float, atol: float
+) -> None:
+    """What `native.convolve` makes of a convolution, scaled and with a bias, that should be `plain`; of dilation 2."""
+    for relu, added in ((False, None), (True, None), (False, skip), (True, skip)):
+        expected = (plain.relu() if relu else plain) + (0 if added is None else added)
+        expected = expected.relu() if relu else expected
+        given = native.convolve(seen, kernel, scale, bias, 2, relu, added)
+        assert torch.allclose(given.to(expected.dtype), expected, rtol=rtol, atol=atol)
+        place = torch.empty_like(given)
+        assert native.convolve(seen, kernel, scale, bias, 2, relu, added, place) is place
+        assert torch.equal(place, given)
+    scales, biases = torch.stack((scale, scale.flip(0))), torch.stack((bias, bias.flip(0)))
+    both = native.convolve(torch.cat((seen, seen)), kernel, scales, biases, 2)
+    assert torch.equal(both[:1], native.convolve(seen, kernel, scale, bias, 2))
+    assert torch.equal(both[1:], native.convolve(seen, kernel, scale.flip(0), bias.flip(0), 2))
+    in_place = skip.clone()
+    native.convolve(seen, kernel, scale, bias, 2, True, in_place, in_place)
+    assert torch.equal(in_place, given)
+
+
+def check_on_one_thread(seen: Tensor, kernel: Tensor) -> None:
+    """There `native.convolve` to 32 channels gives the same."""
+    options = torch.ones(32), torch.zeros(32), 4
+    both = [native.convolve(seen, kernel, *options)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        both.append(native.convolve(seen, kernel, *options))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*both)

@@ -10,7 +10,18 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import features, first, last, means_of, plane, random_model, random_pixels, stepped
+from conftest import (
+    check_on_one_thread,
+    check_options,
+    features,
+    first,
+    last,
+    means_of,
+    plane,
+    random_model,
+    random_pixels,
+    stepped,
+)
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,15 +43,12 @@ def emulated_program(tmp_path_factory: pytest.TempPathFactory) -> compiled.Progr
     """What multiplies matrices, compiled for AVX512 alone."""
     if not torch.cpu._is_avx512_supported() or shutil.which("cc") is None or not compiled.is_available():
         pytest.skip("needs AVX512 and a C compiler")
-    folder = tmp_path_factory.mktemp("emulated")
+    out = str(tmp_path_factory.mktemp("emulated") / "amx.so")
     sources = sorted(str(source) for source in compiled.SOURCES.glob("*.c"))
-    for source in compiled.SOURCES.glob("*.[ch]"):
-        shutil.copy(source, folder)
+    command = ["cc", "-O2", "-shared", "-fPIC", "-mavx512f", "-include", str(EMULATION), "-o", out, *sources]
+    subprocess.run(command, check=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "SOURCES", folder)
-        out = folder / compiled.compiled_name("amx")
-        command = ["cc", "-O2", "-shared", "-fPIC", "-mavx512f", "-include", str(EMULATION), "-o", str(out), *sources]
-        subprocess.run(command, check=True)
+        patch.setattr(compiled, "compiled_name", lambda instructions: out)
         return cast(compiled.Program, compiled.load_program("amx"))
 
 
@@ -96,21 +104,7 @@ def test_its_options() -> None:
     laid, rounded = kernel(64, 32)
     plain = last(functional.conv2d(first(seen).double(), rounded, None, padding=2, dilation=2)) * scale + bias
     skip = plane(*plain.shape, seed=3).to(SHORT)
-    for relu, added in ((False, None), (True, None), (False, skip), (True, skip)):
-        expected = (plain.relu() if relu else plain) + (0 if added is None else added)
-        expected = expected.relu() if relu else expected
-        given = native.convolve(seen, laid, scale, bias, 2, relu, added)
-        assert torch.allclose(given.double(), expected, rtol=0.51 * EPS, atol=2e-5)
-        place = torch.empty_like(given)
-        assert native.convolve(seen, laid, scale, bias, 2, relu, added, place) is place
-        assert torch.equal(place, given)
-    scales, biases = torch.stack((scale, scale.flip(0))), torch.stack((bias, bias.flip(0)))
-    both = native.convolve(torch.cat((seen, seen)), laid, scales, biases, 2)
-    assert torch.equal(both[:1], native.convolve(seen, laid, scale, bias, 2))
-    assert torch.equal(both[1:], native.convolve(seen, laid, scale.flip(0), bias.flip(0), 2))
-    in_place = skip.clone()
-    native.convolve(seen, laid, scale, bias, 2, True, in_place, in_place)
-    assert torch.equal(in_place, given)
+    check_options(seen, laid, scale, bias, plain, skip, rtol=0.51 * EPS, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [(3, 2), (17, 23), (90, 70)])
@@ -221,15 +215,7 @@ def test_it_writes_nowhere_else() -> None:
 
 
 def test_on_one_thread_it_gives_the_same() -> None:
-    seen, (laid, _) = plane(1, 90, 70, 32).to(SHORT), kernel(32, 32)
-    both = [native.convolve(seen, laid, torch.ones(32), torch.zeros(32), 4)]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        both.append(native.convolve(seen, laid, torch.ones(32), torch.zeros(32), 4))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*both)
+    check_on_one_thread(plane(1, 90, 70, 32).to(SHORT), kernel(32, 32)[0])
 
 
 def test_kernels_are_rounded_so_that_they_add_up() -> None:

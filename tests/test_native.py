@@ -12,7 +12,19 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import features, first, last, means_of, needs_native, plane, random_model, random_pixels, stepped
+from conftest import (
+    check_on_one_thread,
+    check_options,
+    features,
+    first,
+    last,
+    means_of,
+    needs_native,
+    plane,
+    random_model,
+    random_pixels,
+    stepped,
+)
 from torch.nn import functional
 
 from sapnet_cli.engine import rows
@@ -84,21 +96,7 @@ def test_its_options(side: int, bound: float) -> None:
     transformed = native.transform(weight, side)
     plain = last(functional.conv2d(first(seen), weight, None, padding=2, dilation=2)) * scale + bias
     skip = plane(*plain.shape, seed=3)
-    for relu, added in ((False, None), (True, None), (False, skip), (True, skip)):
-        expected = (plain.relu() if relu else plain) + (0 if added is None else added)
-        expected = expected.relu() if relu else expected
-        given = native.convolve(seen, transformed, scale, bias, 2, relu, added)
-        assert torch.allclose(given, expected, atol=bound)
-        place = torch.empty_like(given)
-        assert native.convolve(seen, transformed, scale, bias, 2, relu, added, place) is place
-        assert torch.equal(place, given)
-    scales, biases = torch.stack((scale, scale.flip(0))), torch.stack((bias, bias.flip(0)))
-    both = native.convolve(torch.cat((seen, seen)), transformed, scales, biases, 2)
-    assert torch.equal(both[:1], native.convolve(seen, transformed, scale, bias, 2))
-    assert torch.equal(both[1:], native.convolve(seen, transformed, scale.flip(0), bias.flip(0), 2))
-    in_place = skip.clone()
-    native.convolve(seen, transformed, scale, bias, 2, True, in_place, in_place)
-    assert torch.equal(in_place, given)
+    check_options(seen, transformed, scale, bias, plain, skip, rtol=1e-5, atol=bound)
 
 
 @needs_native
@@ -219,16 +217,7 @@ def test_networks_of_any_width(channels: int) -> None:
 @needs_native
 @pytest.mark.parametrize("side", native.POINTS)
 def test_on_one_thread_it_gives_the_same(side: int) -> None:
-    seen, bias = plane(1, 90, 70, 32), torch.zeros(32)
-    weight = native.transform(features(32, 32, 3, 3, seed=1), side)
-    both = [native.convolve(seen, weight, torch.ones(32), bias, 4)]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        both.append(native.convolve(seen, weight, torch.ones(32), bias, 4))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*both)
+    check_on_one_thread(plane(1, 90, 70, 32), native.transform(features(32, 32, 3, 3, seed=1), side))
 
 
 @needs_native

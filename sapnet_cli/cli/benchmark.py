@@ -145,7 +145,6 @@ def benchmark(
             return
         if dataset is None:
             raise UsageError("name a set or a folder of pairs with --dataset; --list shows the sets")
-
         with importing():
             from sapnet_cli.benchmark.score import Scoring, count_pictures, output_path, summarise
             from sapnet_cli.benchmark.score_log import ScoreLog

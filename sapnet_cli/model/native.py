@@ -281,8 +281,7 @@ def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
     job = begin(source, kernel, 3)
     job.bias, job.target = bias.data_ptr(), out.data_ptr()
     if kernel.dtype is torch.bfloat16:
-        check_multiples(matrices.DEEP, job.inputs)
-        _check_matrices(kernel, (2 * matrices.SIDE, job.inputs), source)
+        _check_matrices(job, kernel, 2 * matrices.SIDE, source)
         run("sapnet_multiply", job)
         return
     check(kernel, (3, 3, 3, source.shape[3]))
@@ -365,12 +364,11 @@ def check_kernel(job: Convolution, transformed: Tensor) -> None:
 
 def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Pooled | None) -> None:
     """Runs a convolution, and pools what it gives."""
-    function = "sapnet_convolve"
     if transformed.dtype is torch.bfloat16:
-        check_multiples(matrices.DEEP, job.own, job.inputs, job.outputs)
-        _check_matrices(transformed, (job.outputs, job.inputs), target)
         function = "sapnet_multiply"
+        _check_matrices(job, transformed, job.outputs, target)
     else:
+        function = "sapnet_convolve"
         check_kernel(job, transformed)
     if pooled is None:
         run(function, job)
@@ -393,9 +391,10 @@ def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Poo
     compiled.program().run("sapnet_pool", ctypes.addressof(pooling))
 
 
-def _check_matrices(kernel: Tensor, channels: tuple[int, int], plane: Tensor) -> None:
-    """A kernel of so many outputs and inputs, as it is laid, and a plane that it is multiplied by or gives."""
-    check(kernel, matrices.shape(*channels), torch.bfloat16)
+def _check_matrices(job: Convolution, kernel: Tensor, outputs: int, plane: Tensor) -> None:
+    """A kernel of so many outputs, as it is laid, and a plane that it is multiplied by or gives."""
+    check_multiples(matrices.DEEP, job.own, job.inputs, outputs)
+    check(kernel, matrices.shape(outputs, job.inputs), torch.bfloat16)
     if plane.dtype is not torch.bfloat16:
         raise ValueError(f"matrices of bfloat16 cannot be multiplied by {plane.dtype}")
 

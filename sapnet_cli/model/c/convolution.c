@@ -82,6 +82,12 @@ INLINE void write_tile(const long side, const int kind, const Convolution *job, 
     }
 }
 
+/* The sigmoid of a gate times the hyperbolic tangent of a value, for one division. */
+static inline Vector let_through(Vector gate, Vector value) {
+    Vector twice = decay(add(value, value));
+    return over(sub(all(1), twice), mul(add(all(1), decay(gate)), add(all(1), twice)));
+}
+
 /* Of an LSTM's step; the first has no state, and nothing to forget. */
 INLINE long gates_of(const Convolution *job) { return job->state ? GATES : GATES - 1; }
 

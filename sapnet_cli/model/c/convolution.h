@@ -3,7 +3,10 @@
 #ifndef SAPNET_CONVOLUTION
 #define SAPNET_CONVOLUTION
 
-enum { GATES = 4 }; /* of an LSTM, at most */
+enum {
+    GATES = 4,  /* of an LSTM, at most */
+    COLOURS = 3 /* of an image */
+};
 
 /* What all threads of one convolution share; `Convolution` of `native.py` has the same fields. */
 typedef struct {

@@ -8,7 +8,6 @@
 #include "vectors.h"
 
 enum {
-    COLOURS = 3,        /* of an image */
     PIXELS = 4,         /* that are given at once: with a sum for each colour all registers of AVX2 are in use */
     SEEN = 2 * COLOURS, /* channels of two images */
     AT_ONCE = PAIRS,    /* pixels that are embedded at once */

@@ -15,7 +15,6 @@ enum {
     DEEP = 32,             /* inputs of one */
     BLOCK = 2 * SIDE,      /* pixels, or outputs, that are multiplied at once */
     KERNEL = BLOCK * DEEP, /* values of one tap, for such a block of outputs */
-    COLOURS = 3,           /* outputs of a convolution to an image */
     WIDE = 4 * BLOCK,      /* columns of large planes */
     HELD = 1 << 24,        /* values of a plane that caches hold */
     TOGETHER = 4,          /* pixels that are written together: what is done for one waits for what is done before */
@@ -111,9 +110,9 @@ INLINE void write_features(const int what, const int number, const Convolution *
         const long lane = half * LANES;
         const Vector scale = load(block->scale + lane), bias = load(block->bias + lane);
         for (int each = 0; each < number; each++) { /* of two the second where one is no number */
-            Vector x = larger(least, product_plus(load(given + each * BLOCK + lane), scale, bias));
-            if (what == SKIPPED_FEATURES) x = larger(least, add(x, load_upper(skip + each * outputs + lane)));
-            value[each][half] = x;
+            Vector sum = larger(least, product_plus(load(given + each * BLOCK + lane), scale, bias));
+            if (what == SKIPPED_FEATURES) sum = larger(least, add(sum, load_upper(skip + each * outputs + lane)));
+            value[each][half] = sum;
         }
     }
     for (int each = 0; each < number; each++) {
@@ -148,7 +147,7 @@ INLINE Vector short_decay(const int times, const int bounded, Vector x) {
 
 static inline Vector about_one_over(Vector x) { return _mm512_rcp14_ps(x); }
 
-/* As `let_through`, of the decays of a gate and of twice a value. */
+/* As `let_through` of `convolution.c`, of the decays of a gate and of twice a value. */
 static inline Vector through(Vector gate, Vector twice) {
     return mul(sub(all(1), twice), about_one_over(mul(add(all(1), gate), add(all(1), twice))));
 }
@@ -285,6 +284,7 @@ INLINE void multiply_gates(const int what, const int full, long count, const Con
     for (; full && x < BLOCK; x += TOGETHER) write_some(what, TOGETHER, job, before, x);
 }
 
+/* Whether the block before is full, and that there are nine steps, is known to the compiler, which unrolls them. */
 INLINE void multiply_block(const int what, const int full, const Convolution *job, const Step *steps, long count, long pixel,
                            long kernel, float *given, const Block *before) {
     for (long x = before->first; !full && x < before->end; x++) write_some(what, 1, job, before, x);

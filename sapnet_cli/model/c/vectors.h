@@ -145,12 +145,6 @@ static inline Vector hyperbolic_tangent(Vector x) {
     return over(sub(all(1), twice), add(all(1), twice));
 }
 
-/* The sigmoid of a gate times the hyperbolic tangent of a value, for one division. */
-static inline Vector let_through(Vector gate, Vector value) {
-    Vector twice = decay(add(value, value));
-    return over(sub(all(1), twice), mul(add(all(1), decay(gate)), add(all(1), twice)));
-}
-
 /* To the nearest number of so many bits as the upper ones, and to the even one of two; no number stays none. */
 static inline Vector to_brain_floats(Vector x) {
     typedef unsigned Bits __attribute__((vector_size(sizeof(Vector))));
