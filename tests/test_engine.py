@@ -30,7 +30,7 @@ from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.model import compiled
 from sapnet_cli.model.checkpoint import load_checkpoint
-from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.model.sapnet import SAPNet, SAPNetConfig
 from sapnet_cli.training.learner import choose_training_precision
 
 CPU = EngineConfig(device="cpu", precision="fp32")
@@ -661,7 +661,7 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
         assert choose_precision("auto", cpu) == expected
         learns_in = torch.bfloat16 if has_bf16 and not in_c else torch.float32
-        assert choose_training_precision("auto", cpu) == learns_in
+        assert choose_training_precision("auto", cpu, SAPNetConfig(channels=8)) == learns_in
 
 
 def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -684,7 +684,7 @@ def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyP
         assert said == [hardware.SLOW] * engine_is_slow, "once, though there are two"
         said.clear()
         for name in ("fp32", "bf16"):
-            choose_training_precision(name, choose_device("cpu"))
+            choose_training_precision(name, choose_device("cpu"), SAPNetConfig(channels=8))
         assert said == [hardware.SLOW] * (not has_bf16)
 
 
@@ -699,4 +699,4 @@ def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UsageError, match="AVX2"):
         Engine(random_model(), EngineConfig(device="cpu", precision="int8"))
     with pytest.raises(UsageError, match="does not train"):
-        choose_training_precision("int8", choose_device("cpu"))
+        choose_training_precision("int8", choose_device("cpu"), SAPNetConfig())

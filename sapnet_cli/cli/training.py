@@ -205,7 +205,7 @@ def compare_steps(changes: Changes, device: str, compiled: bool | None, out: Out
 
     plan, processes = plan_run(changes, needs_data=False), join_processes(device)
     config, losses = plan.training, plan.training.losses
-    precision = choose_training_precision(config.precision, processes.device)
+    precision = choose_training_precision(config.precision, processes.device, config.model)
     if compiled is None:  # as in a long run
         compiled = compiling_pays(config, COMPILE_ITERATIONS, processes.device, precision)
     features = (lambda: build_features(plan)) if losses.pcl or losses.lpips else None

@@ -32,6 +32,23 @@ def shape(outputs: int, inputs: int) -> tuple[int, ...]:
     return outputs // (2 * SIDE), 9, inputs // DEEP, 2, DEEP // 2, SIDE, 2
 
 
+def outputs_of(kernel: Tensor) -> int:
+    """Of a kernel that is laid."""
+    return 2 * SIDE * kernel.shape[0]
+
+
+def gradient_shape(parts: int, outputs: int, inputs: int) -> tuple[int, ...]:
+    """Of the gradient of a kernel, in parts."""
+    block = 2 * SIDE
+    return parts, inputs // block, outputs // block, 9, block, block
+
+
+def unlay_gradient(parts: Tensor) -> Tensor:
+    """The gradient of a kernel, (O, I, 3, 3), of its parts: see `gradient_shape`."""
+    taps = parts.sum(dim=0).permute(1, 4, 0, 3, 2)
+    return taps.reshape(taps.shape[0] * taps.shape[1], -1, 3, 3)
+
+
 def lay(weight: Tensor) -> Tensor:
     """A kernel, (O, I, 3, 3), as `native.convolve` takes it for planes of bfloat16: see `shape`.
 

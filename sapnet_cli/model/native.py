@@ -39,7 +39,8 @@ class Convolution(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("source", "state", "kernel", "scale", "bias", "skip")),
-        *((name, ctypes.c_void_p) for name in ("target", "before", "cell", "gates", "after", "skipped", "sums")),
+        *((name, ctypes.c_void_p) for name in ("target", "before", "cell", "gates", "activated", "after")),
+        *((name, ctypes.c_void_p) for name in ("tells", "passed", "sums")),
         *((name, ctypes.c_long) for name in ("count", "height", "width", "inputs", "own", "outputs", "dilation")),
         *((name, ctypes.c_long) for name in ("side", "kind", "each", "relu", "parts", "next", "failed")),
     )
@@ -146,6 +147,7 @@ def convolve(
     skip: Tensor | None = None,
     out: Tensor | None = None,
     pooled: Pooled | None = None,
+    activated: Tensor | None = None,
 ) -> Tensor:
     """`scale * convolution + bias`, and `skip` if there is one: `ReLU(ReLU(that) + skip)`, or neither.
 
@@ -160,6 +162,7 @@ def convolve(
         skip: a plane like what comes out.
         out: where it goes, if there is a place, a plane like the source, of O channels; it may be that of `skip`.
         pooled: what is to be known of it, if anything.
+        activated: where the inner ReLU's result goes, if anywhere: a plane like `skip`, of bfloat16 by `matrices.lay`.
 
     Returns:
         A plane of O channels.
@@ -171,8 +174,9 @@ def convolve(
     outputs = scale.shape[-1]
     target = source.new_empty(*source.shape[:3], outputs) if out is None else out
     _check_plane(source, source.shape)
-    for plane in (target,) if skip is None else (target, skip):
-        _check_plane(plane, (*source.shape[:3], outputs), source.dtype)
+    for plane in (target, skip, activated):
+        if plane is not None:
+            _check_plane(plane, (*source.shape[:3], outputs), source.dtype)
     job = begin(source, transformed, outputs, dilation)
     scale, bias, job.each = scale.contiguous(), bias.contiguous(), scale.dim() == 2
     for vectors in (scale, bias):
@@ -180,6 +184,10 @@ def convolve(
     job.scale, job.bias, job.target, job.relu = scale.data_ptr(), bias.data_ptr(), target.data_ptr(), relu
     if skip is not None:
         job.skip = skip.data_ptr()
+    if activated is not None:
+        if skip is None or transformed.dtype is not torch.bfloat16:
+            raise ValueError("what comes out of an inner ReLU is kept by matrices alone, and where there is a skip")
+        job.activated = activated.data_ptr()
     _convolve(job, transformed, target, pooled)
     return target
 
@@ -206,8 +214,8 @@ def recur(
         hidden: where the hidden state goes, a plane of C; not where it was.
         cell: where the cell state goes, in the same way; it may be where it was.
         pooled: what is to be known of the hidden state, if anything.
-        gates: where the gates go, before their sigmoid or hyperbolic tangent, if anywhere: a plane of as many channels
-            as the bias, float32.
+        gates: where the gates go, before their sigmoid or hyperbolic tangent, if anywhere: a plane of 4 C, or of 3 C
+            where there is no state.
 
     Raises:
         MemoryError: there is none for a few tiles.
@@ -227,9 +235,7 @@ def recur(
     if state is not None or multiplies:
         job.inputs = source.shape[3] + channels
     if gates is not None:
-        if multiplies:
-            raise ValueError("gates are not kept where matrices are multiplied")
-        check(gates, (*source.shape[:3], len(bias)))
+        _check_plane(gates, (*source.shape[:3], (3 if state is None else 4) * channels), source.dtype)
         job.gates = gates.data_ptr()
     _convolve(job, transformed, hidden, pooled)
 
@@ -351,25 +357,24 @@ def begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int = 1) -> Co
     return job
 
 
-def check_kernel(job: Convolution, transformed: Tensor) -> None:
-    """Takes the side of the tiles that a kernel was transformed for.
+def check_kernel(job: Convolution, transformed: Tensor, plane: Tensor) -> str:
+    """What convolves by a kernel a plane, or gives one; takes the side of the tiles that it was transformed for.
 
     Raises:
         ValueError: it is for other channels, or in pieces.
     """
+    if transformed.dtype is torch.bfloat16:
+        _check_matrices(job, transformed, job.outputs, plane)
+        return "sapnet_multiply"
     together = outputs_together()
     check(transformed, (transformed.shape[0], job.outputs // together, job.inputs, together))
     job.side = math.isqrt(transformed.shape[0]) - 2
+    return "sapnet_convolve"
 
 
 def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Pooled | None) -> None:
     """Runs a convolution, and pools what it gives."""
-    if transformed.dtype is torch.bfloat16:
-        function = "sapnet_multiply"
-        _check_matrices(job, transformed, job.outputs, target)
-    else:
-        function = "sapnet_convolve"
-        check_kernel(job, transformed)
+    function = check_kernel(job, transformed, target)
     if pooled is None:
         run(function, job)
         return

@@ -209,8 +209,10 @@ class SAPNet(nn.Module):
         images: list[Tensor] = []
         estimate, state = rainy, None
         unit: Unit = partial(self.unit, pool=pool)
-        if pool is global_average_pool and self._learns_in_c(rainy):
-            unit = learning.LearningUnit(self, *rainy.shape[2:])
+        precision = self._precision(rainy.device)
+        if pool is global_average_pool and self._learns_in_c(rainy, precision):
+            height, width = rainy.shape[2:]
+            unit = learning.LearningUnit(self, height, width, precision)
         for _ in range(self.config.stages if stages is None else stages):
             if recompute:
                 estimate, state = checkpoint(unit, rainy, estimate, state, use_reentrant=False)
@@ -219,12 +221,19 @@ class SAPNet(nn.Module):
             images.append(estimate)
         return images
 
-    def _learns_in_c(self, rainy: Tensor) -> bool:
+    def _precision(self, device: torch.device) -> torch.dtype:
+        """What convolutions are computed in."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.embed.weight.dtype
+
+    def _learns_in_c(self, rainy: Tensor, precision: torch.dtype) -> bool:
         """Whether these pictures are a step of training that is computed by `LearningUnit`."""
-        learns = torch.is_grad_enabled() and self.embed.weight.requires_grad and not rainy.requires_grad
-        if not learns or torch.is_autocast_enabled(rainy.device.type) or torch.compiler.is_compiling():
+        weight = self.embed.weight
+        learns = torch.is_grad_enabled() and weight.requires_grad and not rainy.requires_grad
+        if not learns or weight.dtype is not torch.float32 or torch.compiler.is_compiling():
             return False
-        return learning.suits(self.config, rainy.device, self.embed.weight.dtype)
+        return learning.suits(self.config, rainy.device, precision)
 
     def forward(self, rainy: Tensor, stages: int | None = None, pool: Pool = global_average_pool) -> Tensor:
         """The derained image, (B, 3, H, W) in [0, 1]; arguments as for `stage_images`."""

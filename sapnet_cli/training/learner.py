@@ -26,7 +26,7 @@ from sapnet_cli.engine.hardware import (
 from sapnet_cli.errors import OutOfMemoryError, UsageError
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.model import compiled, learning
-from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.model.sapnet import SAPNet, SAPNetConfig
 from sapnet_cli.training.config import StepShape, TrainingConfig
 from sapnet_cli.training.optimizers import build_optimizers
 from sapnet_cli.training.processes import Processes
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BYTES_PER_PIXEL = 1800 * 4
 """What a step keeps for the backward pass in fp32, for each pixel of the batch and each unit, with a margin; in C it is
-`learning.BYTES_PER_PIXEL`."""
+`learning.bytes_per_pixel`."""
 
 MEMORY_SHARE = 0.8
 """Of the free memory, above which a step computes its units again in the backward pass instead of keeping them."""
@@ -192,7 +192,7 @@ class Learner:
         """What one unit of a step keeps for the backward pass."""
         each = BYTES_PER_PIXEL // (1 if self.precision is torch.float32 else 2)
         if not self._compiled and learning.suits(self.config.model, self.device, self.precision):
-            each = learning.BYTES_PER_PIXEL
+            each = learning.bytes_per_pixel(self.precision)
         return shape.batch * shape.patch**2 * each
 
     def _check_memory(self) -> None:
@@ -216,11 +216,12 @@ class Learner:
         return tensor.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
 
 
-def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
+def choose_training_precision(name: str, device: torch.device, model: SAPNetConfig) -> torch.dtype:
     """As `choose_precision`, but for `auto`.
 
-    That takes bf16 on GPUs that have it, as its gradients need no scaling, and on CPUs fp32 where what is in C learns
-    in it, which is faster than bf16 even where the CPU computes in that.
+    That takes bf16 on GPUs that have it, as its gradients need no scaling. On CPUs it takes bf16 where what is in C
+    multiplies matrices of it and the network suits that, and else fp32 where what is in C learns in it, which is faster
+    than PyTorch in bf16 even where the CPU computes in that.
 
     Raises:
         UsageError: no such precision, or int8, or fp16 elsewhere than on CUDA, where gradients are not scaled.
@@ -228,13 +229,15 @@ def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     if name == "auto" and device.type == "cpu":
-        return torch.float32 if compiled.is_available() else fast_float()
+        if not compiled.is_available():
+            return fast_float()
+        return torch.bfloat16 if learning.suits(model, device, torch.bfloat16) else torch.float32
     if name == "int8":
         raise UsageError("int8 does not train; use --precision bf16 or fp32")
     precision = choose_precision(name, device)
     if precision is torch.float16 and device.type != "cuda":
         raise UsageError("fp16 trains on CUDA only; use --precision bf16 or fp32")
-    if is_slow_in(precision, device):
+    if is_slow_in(precision, device) and not learning.suits(model, device, precision):
         log.warning(SLOW)
     return precision
 

@@ -110,7 +110,7 @@ class Trainer:
         self.config, self.data, self.folder, self.processes = config, data, folder, processes
         self.runtime = runtime or Runtime()
         self.iterations = planned_iterations(config, data.pixels, processes.count)
-        precision = choose_training_precision(config.precision, processes.device)
+        precision = choose_training_precision(config.precision, processes.device, config.model)
         compiled = self.runtime.compile
         if compiled is None:
             compiled = compiling_pays(config, self.iterations, processes.device, precision)

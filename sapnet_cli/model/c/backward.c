@@ -44,43 +44,45 @@ void sapnet_pass_attention(void *shared) {
 
 /* What the threads of an LSTM's gradient share; `StepGradient` of `gradients.py` has the same fields. */
 typedef struct {
-    const float *gates;               /* before their sigmoid or hyperbolic tangent, (pixels, 4 or 3, channels) */
-    const float *before;              /* the cell state before, (pixels, channels), or none at the first step */
-    const float *hidden, *cell;       /* gradients of the hidden state, and of the cell state, or none */
-    float *of_gates, *of_before;      /* gradients of the gates, and of the cell state before, or none */
+    const void *gates;                /* before their sigmoid or hyperbolic tangent, (pixels, 4 or 3, channels) */
+    const void *before;               /* the cell state before, (pixels, channels), or none at the first step */
+    const void *hidden, *cell;        /* gradients of the hidden state, and of the cell state, or none */
+    void *of_gates, *of_before;       /* gradients of the gates, and of the cell state before, or none */
     float *sums;                      /* (parts, 4 or 3, channels): of the gates' gradients */
     long pixels, channels;
+    long kind;                        /* of all planes */
     long parts, next;
 } StepGradient;
 
 /* Of some channels of some pixels; adds the gradients of the gates to sums. */
-INLINE void step_back(const int first, const StepGradient *job, long begin, long end, long channel, float *sums) {
+INLINE void step_back(const int first, const int kind, const StepGradient *job, long begin, long end, long channel, float *sums) {
     const long channels = job->channels, gates = first ? GATES - 1 : GATES;
     const Vector one = all(1);
     Vector totals[GATES] = {all(0), all(0), all(0), all(0)};
     for (long pixel = begin; pixel < end; pixel++) {
         const long value = pixel * channels + channel;
-        const float *from = job->gates + pixel * gates * channels + channel;
-        float *to = job->of_gates + pixel * gates * channels + channel;
-        const Vector in = sigmoid(load(from)), candidate = hyperbolic_tangent(load(from + channels));
-        const Vector out = sigmoid(load(from + 2 * channels));
+        const long from = pixel * gates * channels + channel;
+        const Vector in = sigmoid(load_features(kind, job->gates, from));
+        const Vector candidate = hyperbolic_tangent(load_features(kind, job->gates, from + channels));
+        const Vector out = sigmoid(load_features(kind, job->gates, from + 2 * channels));
         Vector cell = mul(in, candidate), forget, before, result[GATES];
         if (!first) {
-            forget = sigmoid(load(from + 3 * channels)), before = load(job->before + value);
+            forget = sigmoid(load_features(kind, job->gates, from + 3 * channels));
+            before = load_features(kind, job->before, value);
             cell = product_plus(forget, before, cell);
         }
-        const Vector shown = hyperbolic_tangent(cell), hidden = load(job->hidden + value);
+        const Vector shown = hyperbolic_tangent(cell), hidden = load_features(kind, job->hidden, value);
         Vector of_cell = mul(mul(hidden, out), less_product(shown, shown, one));
-        if (job->cell) of_cell = add(of_cell, load(job->cell + value));
+        if (job->cell) of_cell = add(of_cell, load_features(kind, job->cell, value));
         result[0] = mul(mul(of_cell, candidate), mul(in, sub(one, in)));
         result[1] = mul(mul(of_cell, in), less_product(candidate, candidate, one));
         result[2] = mul(mul(hidden, shown), mul(out, sub(one, out)));
         if (!first) {
             result[3] = mul(mul(of_cell, before), mul(forget, sub(one, forget)));
-            store(job->of_before + value, mul(of_cell, forget));
+            store_features(kind, job->of_before, value, mul(of_cell, forget));
         }
         for (int gate = 0; gate < gates; gate++) {
-            store(to + gate * channels, result[gate]);
+            store_features(kind, job->of_gates, from + gate * channels, result[gate]);
             totals[gate] = add(totals[gate], result[gate]);
         }
     }
@@ -90,9 +92,7 @@ INLINE void step_back(const int first, const StepGradient *job, long begin, long
     }
 }
 
-/* What each thread runs: parts until there are none left. */
-void sapnet_step_back(void *shared) {
-    StepGradient *job = shared;
+INLINE void go_back(const int kind, StepGradient *job) {
     const long values = (job->before ? GATES : GATES - 1) * job->channels;
     for (;;) {
         const long part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
@@ -101,7 +101,14 @@ void sapnet_step_back(void *shared) {
         float *sums = memset(job->sums + part * values, 0, sizeof(float) * values);
         for (long begin = job->pixels * part / job->parts; begin < end; begin = some_of(begin, end))
             for (long channel = 0; channel < job->channels; channel += LANES)
-                if (job->before) step_back(0, job, begin, some_of(begin, end), channel, sums);
-                else step_back(1, job, begin, some_of(begin, end), channel, sums);
+                if (job->before) step_back(0, kind, job, begin, some_of(begin, end), channel, sums);
+                else step_back(1, kind, job, begin, some_of(begin, end), channel, sums);
     }
+}
+
+/* What each thread runs: parts until there are none left. */
+void sapnet_step_back(void *shared) {
+    StepGradient *job = shared;
+    if (job->kind == FLOATS) go_back(FLOATS, job);
+    else go_back(BRAIN_FLOATS, job);
 }

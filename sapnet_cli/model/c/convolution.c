@@ -107,7 +107,7 @@ INLINE void write_state(const long side, const int kind, const Convolution *job,
                 read_row(side, columns[gate], y, result[gate]);
                 for (int x = 0; x < side; x++) result[gate][x] = add(result[gate][x], bias);
                 for (int x = 0; job->gates && x < side && x < place.columns; x++)
-                    store(job->gates + pixel_of(job, place, y, x) * outputs + gate * width + channel, result[gate][x]);
+                    store_features(kind, job->gates, pixel_of(job, place, y, x) * outputs + gate * width + channel, result[gate][x]);
             }
             for (int x = 0; x < side && x < place.columns; x++) {
                 long pixel = pixel_of(job, place, y, x);
@@ -143,9 +143,9 @@ INLINE void fetch(const long side, const int kind, const Convolution *job, const
     }
 }
 
-/* Writes a tile as `write_tile` does, but the gradient of what came `after`, ReLU(x) or, where something skipped,
+/* Writes a tile as `write_tile` does, but the gradient of what came `after`, ReLU(x) or, where something `tells`,
    ReLU(skipped + ReLU(x)): what passes the outer ReLU is written. What passes all, and the product of that with x, are
-   added to sums, (count, 2, as target). */
+   added to sums, (count, 2, as target). What skipped tells x. */
 INLINE void write_gradient(const long side, const Convolution *job, Place place, const float *from, float *sums) {
     const long outputs = job->outputs;
     float *passed = sums + place.picture * 2 * outputs, *products = passed + outputs;
@@ -157,13 +157,13 @@ INLINE void write_gradient(const long side, const Convolution *job, Place place,
             read_row(side, columns, y, result);
             for (int x = 0; x < side && x < place.columns; x++) {
                 const long value = pixel_of(job, place, y, x) * outputs + channel;
-                const Vector after = load(job->after + value);
+                const Vector after = load((const float *)job->after + value);
                 Vector gradient = result[x], activated = after;
                 if (job->skip) gradient = add(gradient, load((const float *)job->skip + value));
                 gradient = where_positive(after, gradient);
                 store((float *)job->target + value, gradient);
-                if (job->skipped) {
-                    activated = larger(all(0), sub(after, load(job->skipped + value)));
+                if (job->tells) {
+                    activated = larger(all(0), sub(after, load((const float *)job->tells + value)));
                     gradient = where_positive(activated, gradient);
                 }
                 pass = add(pass, gradient);

@@ -5,15 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "convolution.h"
-#include "vectors.h"
+#include "matrices.h"
 
 #ifdef __AMX_BF16__
 
 enum {
-    SIDE = 16,             /* pixels, or outputs, of a matrix */
-    DEEP = 32,             /* inputs of one */
-    BLOCK = 2 * SIDE,      /* pixels, or outputs, that are multiplied at once */
     KERNEL = BLOCK * DEEP, /* values of one tap, for such a block of outputs */
     WIDE = 4 * BLOCK,      /* columns of large planes */
     HELD = 1 << 24,        /* values of a plane that caches hold */
@@ -22,7 +18,7 @@ enum {
 };
 
 /* What is computed. */
-enum { FEATURES, SKIPPED_FEATURES, IMAGE, FIRST_STATE, STATE };
+enum { FEATURES, SKIPPED_FEATURES, GRADIENT, IMAGE, FIRST_STATE, STATE };
 
 INLINE int is_state(const int what) { return what == FIRST_STATE || what == STATE; }
 
@@ -30,15 +26,11 @@ INLINE int is_state(const int what) { return what == FIRST_STATE || what == STAT
 INLINE long channels_of(const int what, const Convolution *job) { return is_state(what) ? job->outputs / GATES : job->outputs; }
 INLINE long at_once(const int what) { return is_state(what) ? SIDE : BLOCK; }
 
+/* Lines of channels that each picture is summed in. */
+INLINE long lines_of(const int what, const Convolution *job) { return what == GRADIENT ? 2 : job->width; }
+
 /* Blocks of outputs that these are made of. */
 INLINE long blocks_of(const int what) { return is_state(what) ? GATES * SIDE / BLOCK : 1; }
-
-/* How matrices lie in the registers: 16 rows of 64 bytes in each of eight. */
-typedef struct {
-    char palette, start_row, reserved[14];
-    unsigned short bytes[16];
-    unsigned char rows[16];
-} Shapes;
 
 /* What a tap sees of some channels: pixels so many values apart, from what it sees of the first pixel of all. */
 typedef struct {
@@ -62,22 +54,6 @@ typedef struct {
     Block blocks[2];                  /* that which is to be written, and the next one, in turn */
     long turn;
 } Room;
-
-/* Makes the registers ready, and gives how this thread treated numbers below all normal ones, to be restored: here they are
-   zeros, as they would take a hundred times as long, and what decays ends in them. */
-static unsigned begin_matrices(void) {
-    const unsigned treated = _mm_getcsr();
-    Shapes shapes = {.palette = 1};
-    for (int each = 0; each < 8; each++) shapes.bytes[each] = 64, shapes.rows[each] = 16;
-    _tile_loadconfig(&shapes);
-    _mm_setcsr(treated | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
-    return treated;
-}
-
-static void end_matrices(unsigned treated) {
-    _mm_setcsr(treated);
-    _tile_release();
-}
 
 /* Has what is read, or written, next brought nearer. */
 INLINE void fetch(const short *values, const int to_be_written) {
@@ -111,7 +87,10 @@ INLINE void write_features(const int what, const int number, const Convolution *
         const Vector scale = load(block->scale + lane), bias = load(block->bias + lane);
         for (int each = 0; each < number; each++) { /* of two the second where one is no number */
             Vector sum = larger(least, product_plus(load(given + each * BLOCK + lane), scale, bias));
-            if (what == SKIPPED_FEATURES) sum = larger(least, add(sum, load_upper(skip + each * outputs + lane)));
+            if (what == SKIPPED_FEATURES) {
+                if (job->activated) store_rounded((short *)job->activated + at + each * outputs + lane, sum);
+                sum = larger(least, add(sum, load_upper(skip + each * outputs + lane)));
+            }
             value[each][half] = sum;
         }
     }
@@ -120,6 +99,42 @@ INLINE void write_features(const int what, const int number, const Convolution *
         store_both(target + each * outputs, value[each][0], value[each][1]);
         store(sum, add(load(sum), value[each][0]));
         store(sum + LANES, add(load(sum + LANES), value[each][1]));
+    }
+}
+
+/* The same as `write_gradient` of `convolution.c` does, but that what the inner ReLU gave tells x: less what skipped, what
+   came after would be too coarse. */
+INLINE void write_gradient(const int number, const Convolution *job, const Block *block, long x) {
+    const long outputs = job->outputs, pixel = block->pixel + x, at = pixel * outputs + block->channel;
+    const short *more = (const short *)job->skip + at, *after = (const short *)job->after + at;
+    const short *tells = job->tells ? (const short *)job->tells + at : after;
+    const short *ahead = (const short *)job->source + (pixel + (job->dilation + 1) * job->width) * job->own + block->channel;
+    const float *given = block->given + x * BLOCK;
+    short *target = (short *)job->target + at;
+    for (int each = 0; each < number; each++) {
+        const long below = (each + job->width) * outputs;
+        fetch(target + below, 1);
+        fetch(ahead + each * job->own, 0);
+        fetch(after + below, 0);
+        if (job->tells) fetch(tells + below, 0);
+    }
+    for (int half = 0; half < 2; half++) {
+        const long lane = half * LANES;
+        float *passed = block->sums + lane, *products = passed + outputs;
+        Vector pass = load(passed), product = load(products);
+        for (int each = 0; each < number; each++) {
+            const long value = each * outputs + lane;
+            const Vector active = load_upper(tells + value);
+            Vector gradient = load(given + each * BLOCK + lane);
+            if (job->skip) gradient = add(gradient, load_upper(more + value));
+            gradient = where_positive(load_upper(after + value), gradient);
+            store_rounded(target + value, gradient);
+            gradient = where_positive(active, gradient);
+            pass = add(pass, gradient);
+            product = product_plus(gradient, active, product);
+        }
+        store(passed, pass);
+        store(products, product);
     }
 }
 
@@ -162,15 +177,29 @@ INLINE const float *gate_of(const Block *block, int gate, long x) {
     return block->given + (gate / 2 * BLOCK + x) * BLOCK + gate % 2 * SIDE;
 }
 
+/* Keeps a gate of some pixels, if it is to be kept. */
+INLINE void keep_gate(const int what, const int number, const Convolution *job, const Block *block, long x, int gate, const Vector *values) {
+    const long width = job->outputs / GATES, gates = what == STATE ? GATES : GATES - 1;
+    if (!job->gates) return;
+    short *kept = (short *)job->gates + ((block->pixel + x) * gates + gate) * width + block->channel;
+    for (int each = 0; each < number; each++) store_rounded(kept + each * gates * width, values[each]);
+}
+
 /* Writes SIDE channels of some pixels of a block, as `write_state` of `convolution.c` does, in three steps. */
-INLINE void begin_states(const int number, const Convolution *job, const Block *block, long x, States *states) {
+INLINE void begin_states(const int what, const int number, const Convolution *job, const Block *block, long x, States *states) {
     const long width = job->outputs / GATES;
     const float *gates = gate_of(block, 0, x), *candidates = gate_of(block, 1, x);
     const Vector bias = load(block->bias), candidate_bias = load(block->bias + width);
     Vector gate[TOGETHER], twice[TOGETHER];
     for (int each = 0; each < number; each++) {
-        gate[each] = short_decay(1, 0, add(load(gates + each * BLOCK), bias));
-        twice[each] = short_decay(2, 1, add(load(candidates + each * BLOCK), candidate_bias));
+        gate[each] = add(load(gates + each * BLOCK), bias);
+        twice[each] = add(load(candidates + each * BLOCK), candidate_bias);
+    }
+    keep_gate(what, number, job, block, x, 0, gate);
+    keep_gate(what, number, job, block, x, 1, twice);
+    for (int each = 0; each < number; each++) {
+        gate[each] = short_decay(1, 0, gate[each]);
+        twice[each] = short_decay(2, 1, twice[each]);
     }
     for (int each = 0; each < number; each++) states->cell[each] = through(gate[each], twice[each]);
 }
@@ -180,12 +209,19 @@ INLINE void keep_states(const int what, const int number, const Convolution *job
     const float *gates = gate_of(block, 2, x), *forget = gate_of(block, 3, x);
     const short *before = (const short *)job->before + (block->pixel + x) * width + block->channel;
     const Vector bias = load(block->bias + 2 * width), forget_bias = load(block->bias + 3 * width);
+    Vector out[TOGETHER], kept[TOGETHER];
+    for (int each = 0; each < number; each++) {
+        out[each] = add(load(gates + each * BLOCK), bias);
+        if (what == STATE) kept[each] = add(load(forget + each * BLOCK), forget_bias);
+    }
+    keep_gate(what, number, job, block, x, 2, out);
+    if (what == STATE) keep_gate(what, number, job, block, x, 3, kept);
     for (int each = 0; each < number; each++) {
         if (what == STATE) {
-            const Vector kept = about_one_over(add(all(1), short_decay(1, 0, add(load(forget + each * BLOCK), forget_bias))));
-            states->cell[each] = product_plus(kept, load_upper(before + each * width), states->cell[each]);
+            const Vector part = about_one_over(add(all(1), short_decay(1, 0, kept[each])));
+            states->cell[each] = product_plus(part, load_upper(before + each * width), states->cell[each]);
         }
-        states->gate[each] = short_decay(1, 0, add(load(gates + each * BLOCK), bias));
+        states->gate[each] = short_decay(1, 0, out[each]);
     }
 }
 
@@ -212,10 +248,11 @@ INLINE void end_states(const int what, const int number, const Convolution *job,
 INLINE void write_some(const int what, const int number, const Convolution *job, const Block *block, long x) {
     States states;
     if (is_state(what)) {
-        begin_states(number, job, block, x, &states);
+        begin_states(what, number, job, block, x, &states);
         keep_states(what, number, job, block, x, &states);
         end_states(what, number, job, block, x, &states);
     } else if (what == IMAGE) write_colours(number, job, block, x);
+    else if (what == GRADIENT) write_gradient(number, job, block, x);
     else write_features(what, number, job, block, x);
 }
 
@@ -277,7 +314,7 @@ INLINE void multiply_gates(const int what, const int full, long count, const Con
         }
         if (!full || x >= BLOCK) continue;
         const long turn = taken % steps_of_some;
-        if (turn == 0) begin_states(TOGETHER, job, before, x, &states);
+        if (turn == 0) begin_states(what, TOGETHER, job, before, x, &states);
         if (turn == 1) keep_states(what, TOGETHER, job, before, x, &states);
         if (turn == last) end_states(what, TOGETHER, job, before, x, &states), x += TOGETHER;
     }
@@ -356,7 +393,7 @@ INLINE void convolve_block(const int what, const Convolution *job, long count, l
         const long kernel = channel / at_once(what) * a_block, of = (job->each ? picture * job->outputs : 0) + channel;
         if (before->end - before->first == BLOCK) multiply_block(what, 1, job, steps, count, pixel, kernel, next->given, before);
         else multiply_block(what, 0, job, steps, count, pixel, kernel, next->given, before);
-        next->sums = sums ? sums + (picture * job->width + begin) * channels + channel : room->sums;
+        next->sums = sums ? sums + (picture * lines_of(what, job) + (what == GRADIENT ? 0 : begin)) * channels + channel : room->sums;
         next->scale = job->scale + of;
         next->bias = job->bias + of;
         next->pixel = pixel;
@@ -391,7 +428,7 @@ INLINE void convolve(const int what, Convolution *shared) {
     for (;;) {
         const long part = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
         if (part >= parts) break;
-        const long summed = job->count * job->width * channels, first = rows * part / parts, end = rows * (part + 1) / parts;
+        const long summed = job->count * lines_of(what, job) * channels, first = rows * part / parts, end = rows * (part + 1) / parts;
         float *sums = job->sums ? memset(job->sums + part * summed, 0, sizeof(float) * summed) : NULL;
         for (int each = 0; each < 2; each++) room.blocks[each] = (Block){.given = (float *)(memory + each * of_block)};
         for (long left = 0; left < job->width; left += strip)
@@ -414,6 +451,7 @@ void sapnet_multiply(void *shared) {
     if (job->cell && job->state) convolve(STATE, job);
     else if (job->cell) convolve(FIRST_STATE, job);
     else if (job->outputs == COLOURS) convolve(IMAGE, job);
+    else if (job->after) convolve(GRADIENT, job);
     else if (job->skip) convolve(SKIPPED_FEATURES, job);
     else convolve(FEATURES, job);
 }
