@@ -44,6 +44,7 @@ typedef struct {
     float *sums;                      /* of the block's first pixel */
     const float *scale, *bias;
     long pixel, channel, first, end;
+    long past;                        /* whether features are written past the caches */
 } Block;
 
 /* What a thread works in. */
@@ -53,6 +54,7 @@ typedef struct {
     float *sums;                      /* (BLOCK, channels): that nobody asked for */
     Block blocks[2];                  /* that which is to be written, and the next one, in turn */
     long turn;
+    long past;                        /* see there */
 } Room;
 
 /* Has what is read, or written, next brought nearer. */
@@ -61,8 +63,11 @@ INLINE void fetch(const short *values, const int to_be_written) {
     else __builtin_prefetch(values, 0, 2);
 }
 
-static inline void store_both(short *to, Vector first, Vector second) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+/* A line, which need not be fetched before it is written past the caches. */
+INLINE void store_both(const long past, short *to, Vector first, Vector second) {
+    const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+    if (past) _mm512_stream_si512((void *)to, rounded);
+    else _mm512_storeu_si512(to, rounded);
 }
 
 static inline void store_rounded(short *to, Vector x) { _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
@@ -78,7 +83,7 @@ INLINE void write_features(const int what, const int number, const Convolution *
     const Vector least = all(job->relu ? 0 : -INFINITY);
     Vector value[TOGETHER][2];
     for (int each = 0; each < number; each++) {
-        fetch(target + (each + job->width) * outputs, 1);
+        if (!block->past) fetch(target + (each + job->width) * outputs, 1);
         fetch(ahead + each * job->own, 0);
         if (what == SKIPPED_FEATURES) fetch(skip + (each + job->width) * outputs, 0);
     }
@@ -96,7 +101,7 @@ INLINE void write_features(const int what, const int number, const Convolution *
     }
     for (int each = 0; each < number; each++) {
         float *sum = sums + each * outputs;
-        store_both(target + each * outputs, value[each][0], value[each][1]);
+        store_both(block->past, target + each * outputs, value[each][0], value[each][1]);
         store(sum, add(load(sum), value[each][0]));
         store(sum + LANES, add(load(sum + LANES), value[each][1]));
     }
@@ -397,6 +402,7 @@ INLINE void convolve_block(const int what, const Convolution *job, long count, l
         next->scale = job->scale + of;
         next->bias = job->bias + of;
         next->pixel = pixel;
+        next->past = room->past;
         next->channel = channel;
         next->first = left - begin;
         next->end = end - begin;
@@ -406,7 +412,8 @@ INLINE void convolve_block(const int what, const Convolution *job, long count, l
 static long whole_lines(long bytes) { return (bytes + 63) / 64 * 64; }
 
 /* Takes parts of the rows until there are none left; of each, all rows of some columns, then the next ones: a cache holds
-   what taps see of them. Of large planes, which none holds, more columns, as those beside them are fetched anew. */
+   what taps see of them. Of large planes, which none holds, more columns, as those beside them are fetched anew, and what is
+   computed is not kept there either. */
 INLINE void convolve(const int what, Convolution *shared) {
     const Convolution own = *shared, *job = &own; /* which nothing that is stored can be, so that it is read once */
     const long channels = channels_of(what, job), steps = 9 * job->inputs / DEEP, rows = job->count * job->height;
@@ -420,7 +427,7 @@ INLINE void convolve(const int what, Convolution *shared) {
         return;
     }
     char *next = memory + 2 * of_block, *last = next + of_aside + of_sums;
-    Room room = {.aside = (short *)next, .sums = (float *)(next + of_aside)};
+    Room room = {.past = strip == WIDE && (size_t)job->target % 64 == 0, .aside = (short *)next, .sums = (float *)(next + of_aside)};
     room.steps = (Step *)last, room.some = (Step *)(last + of_steps), room.edges = (Step *)(last + 2 * of_steps);
     memset(room.sums, 0, of_sums);
     const long count = find_steps(job, room.steps);
@@ -438,6 +445,7 @@ INLINE void convolve(const int what, Convolution *shared) {
         const Block *unwritten = &room.blocks[room.turn];
         for (long x = unwritten->first; x < unwritten->end; x++) write_some(what, 1, job, unwritten, x);
     }
+    if (room.past) _mm_sfence();
     end_matrices(treated);
     free(memory);
 }
