@@ -58,6 +58,7 @@ INLINE __m512i pixel_of(const int full, const short *row, long x, long width, lo
     return full || x < width ? _mm512_loadu_si512(row + x * of) : _mm512_setzero_si512();
 }
 
+/* Turns a block of pixels, of BLOCK channels. */
 INLINE void turn_block(const int full, const short *from, long left, long width, long of, short *line, long apart) {
     __m512i low[SIDE], high[SIDE];
     for (int two = 0; two < SIDE; two++) {
