@@ -268,25 +268,10 @@ INLINE void begin_products(void) {
     _tile_zero(3);
 }
 
-INLINE void end_products(float *given) {
-    _tile_stored(0, given, BLOCK * sizeof(float));
-    _tile_stored(1, given + SIDE, BLOCK * sizeof(float));
-    _tile_stored(2, given + SIDE * BLOCK, BLOCK * sizeof(float));
-    _tile_stored(3, given + SIDE * BLOCK + SIDE, BLOCK * sizeof(float));
-}
-
 /* One step, of all pixels of a block, from the first one on, and a block of outputs. */
 INLINE void multiply(const Step *step, long pixel, long kernel) {
-    const short *seen = step->seen + pixel * step->apart, *values = step->kernel + kernel;
-    const long apart = step->apart * sizeof(short);
-    _tile_loadd(4, values, 64);
-    _tile_loadd(6, seen, apart);
-    _tile_dpbf16ps(0, 6, 4);
-    _tile_loadd(5, values + KERNEL / 2, 64);
-    _tile_dpbf16ps(1, 6, 5);
-    _tile_loadd(7, seen + SIDE * step->apart, apart);
-    _tile_dpbf16ps(2, 7, 4);
-    _tile_dpbf16ps(3, 7, 5);
+    const short *values = step->kernel + kernel;
+    add_products(step->seen + pixel * step->apart, step->apart, values, values + KERNEL / 2);
 }
 
 /* Multiplies a block of pixels by one of outputs, and writes `before`, if it is full, in between. */

@@ -37,5 +37,27 @@ static inline void end_matrices(unsigned treated) {
     _tile_release();
 }
 
+/* Adds, to sums of a block of rows and one of columns, DEEP products each: of rows that lie so many values apart, and of two
+   matrices of columns. */
+INLINE void add_products(const short *rows, long apart, const short *first, const short *second) {
+    const long bytes = apart * sizeof(short);
+    _tile_loadd(4, first, 64);
+    _tile_loadd(6, rows, bytes);
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_loadd(5, second, 64);
+    _tile_dpbf16ps(1, 6, 5);
+    _tile_loadd(7, rows + SIDE * apart, bytes);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_dpbf16ps(3, 7, 5);
+}
+
+/* Writes these sums, (BLOCK, BLOCK). */
+INLINE void end_products(float *given) {
+    _tile_stored(0, given, BLOCK * sizeof(float));
+    _tile_stored(1, given + SIDE, BLOCK * sizeof(float));
+    _tile_stored(2, given + SIDE * BLOCK, BLOCK * sizeof(float));
+    _tile_stored(3, given + SIDE * BLOCK + SIDE, BLOCK * sizeof(float));
+}
+
 #endif
 #endif

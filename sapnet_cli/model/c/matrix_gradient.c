@@ -137,26 +137,17 @@ INLINE void pair_row(const int passes, const int is_odd, const Convolution *job,
 }
 
 /* Adds what a row says of one tap, of a block of inputs and one of outputs. */
-static inline void add_products(const Rows *rows, const short *seen, const short *wanted, float *sums) {
-    const long apart = rows->apart * sizeof(short), group = rows->pairs * 2 * SIDE, line = BLOCK * sizeof(float);
+static inline void add_row(const Rows *rows, const short *seen, const short *wanted, float *sums) {
+    const long group = rows->pairs * 2 * SIDE, line = BLOCK * sizeof(float);
     _tile_loadd(0, sums, line);
     _tile_loadd(1, sums + SIDE, line);
     _tile_loadd(2, sums + SIDE * BLOCK, line);
     _tile_loadd(3, sums + SIDE * BLOCK + SIDE, line);
     for (long block = 0; block < rows->blocks; block++) {
-        _tile_loadd(4, wanted + block * BLOCK * SIDE, 64);
-        _tile_loadd(6, seen + block * BLOCK, apart);
-        _tile_dpbf16ps(0, 6, 4);
-        _tile_loadd(5, wanted + group + block * BLOCK * SIDE, 64);
-        _tile_dpbf16ps(1, 6, 5);
-        _tile_loadd(7, seen + SIDE * rows->apart + block * BLOCK, apart);
-        _tile_dpbf16ps(2, 7, 4);
-        _tile_dpbf16ps(3, 7, 5);
+        const short *columns = wanted + block * BLOCK * SIDE;
+        add_products(seen + block * BLOCK, rows->apart, columns, columns + group);
     }
-    _tile_stored(0, sums, line);
-    _tile_stored(1, sums + SIDE, line);
-    _tile_stored(2, sums + SIDE * BLOCK, line);
-    _tile_stored(3, sums + SIDE * BLOCK + SIDE, line);
+    end_products(sums);
 }
 
 /* The rows of a picture from `first` to `end`: of those that lie dilations apart one after the other, so that each row of
@@ -182,8 +173,8 @@ static void sum_rows(const Convolution *job, long picture, long first, long end,
                             /* what is seen `right` of a pixel is where it is, and the gradient as far to the left */
                             const long right = (tap - 1) * step, is_odd = right % 2 != 0;
                             const short *wanted = rows->paired[is_odd] + (rows->before - right - is_odd) * SIDE;
-                            add_products(rows, rows->turned[down] + input * rows->apart, wanted + output / SIDE * group,
-                                         sum + tap * SUMS);
+                            add_row(rows, rows->turned[down] + input * rows->apart, wanted + output / SIDE * group,
+                                    sum + tap * SUMS);
                         }
             }
             short *oldest = rows->turned[0];
