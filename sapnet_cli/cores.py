@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+CPUS = Path("/sys/devices/system/cpu")
 
 SPIN_COUNT = "30000"
 """How often a waiting thread looks before it sleeps: for about half a millisecond."""
@@ -37,8 +39,30 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
     return cores
 
 
+@cache
+def computing_cores() -> int:
+    """On how many threads to compute: what OpenMP is told, or as PyTorch does, one for each core that can be kept busy.
+
+    Of two threads that a core may run at once each would get half of it.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if told.isdigit() and int(told):
+        return int(told)
+    visible = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, min(usable_cores(), len({_core_of(each) for each in visible})))
+
+
+def _core_of(cpu: int) -> tuple[str, ...]:
+    """What tells a core from others: its package and its number there; or the CPU's own number, where nobody says."""
+    topology = CPUS / f"cpu{cpu}" / "topology"
+    try:
+        return tuple((topology / name).read_text().strip() for name in ("physical_package_id", "core_id"))
+    except OSError:
+        return (str(cpu),)
+
+
 def share_cores() -> None:
-    """Tells GNU's OpenMP, which listens when PyTorch is imported, what the user has not told it by the environment.
+    """Tells GNU's OpenMP, which listens when it is loaded, what the user has not told it by the environment.
 
     It is to have no more threads than a container's quota keeps busy, and they are to sleep soon where they wait for
     each other. By default they spin for several milliseconds; where other work runs on the same cores, what they wait

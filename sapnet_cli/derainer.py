@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
@@ -19,9 +18,12 @@ from sapnet_cli.engine.tiles import OVERLAP
 from sapnet_cli.errors import ImageError
 from sapnet_cli.hub import DEFAULT_WEIGHTS, locate_weights
 from sapnet_cli.imaging.picture import luma
-from sapnet_cli.model.checkpoint import load_checkpoint
+from sapnet_cli.model.weights import read_weights
 
-Picture = TypeVar("Picture", NDArray[Any], Image.Image, Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Picture = TypeVar("Picture", NDArray[Any], Image.Image, "Tensor")
 FLOAT_DTYPES = (np.float16, np.float32, np.float64)
 
 
@@ -80,7 +82,7 @@ class Derainer:
         config = EngineConfig(
             device, precision, tile, overlap, batch_size, stages, tile_statistics, tta, pyramid, insist
         )
-        self.engine = Engine(load_checkpoint(locate_weights(str(weights))), config)
+        self.engine = Engine(read_weights(locate_weights(str(weights))), config)
 
     def derain(self, image: Picture) -> Picture:
         """Derains one picture (or one batch of pictures as a 4-dimensional tensor).
@@ -100,6 +102,12 @@ class Derainer:
         return [_from_pixels(image, [next(results) for _ in group]) for image, group in zip(images, planes)]
 
 
+def is_tensor(image: object) -> TypeGuard[Tensor]:
+    """Whether a picture is one of PyTorch's, which need not be loaded to know that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
+
+
 def _plain(image: Image.Image) -> Image.Image:
     """A PIL image in one of the modes that can be derained."""
     if image.mode in ("L", "LA", "RGB", "RGBA", "I;16"):
@@ -111,7 +119,9 @@ def _plain(image: Image.Image) -> Image.Image:
 
 def _to_planes(image: NDArray[Any] | Image.Image | Tensor) -> list[Pixels]:
     """One picture of any kind to the (H, W, 3) arrays that the engine takes; several for a batch."""
-    if isinstance(image, Tensor):
+    if is_tensor(image):
+        import torch
+
         if image.dim() not in (3, 4) or image.shape[-3] != 3:
             raise ImageError(f"expected a tensor of shape (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
         if image.dtype != torch.uint8 and not image.is_floating_point():
@@ -137,9 +147,11 @@ def _to_planes(image: NDArray[Any] | Image.Image | Tensor) -> list[Pixels]:
     return [np.ascontiguousarray(rgb)]
 
 
-def _from_pixels(image: Picture, results: Sequence[Pixels]) -> Picture:
+def _from_pixels(image: Any, results: Sequence[Pixels]) -> Any:
     """The engine's results in the shape, type and dtype that the picture came in."""
-    if isinstance(image, Tensor):
+    if is_tensor(image):
+        import torch
+
         batch = torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
         return batch.reshape(image.shape).to(image.device, image.dtype)
     rgb = results[0]

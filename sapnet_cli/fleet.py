@@ -17,7 +17,7 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.errors import SapnetError, UsageError
 from sapnet_cli.hub import locate_weights
 from sapnet_cli.imaging.jobs import Job
-from sapnet_cli.model.checkpoint import load_checkpoint
+from sapnet_cli.model.weights import read_weights
 from sapnet_cli.pipeline import FileOptions, Record, run_jobs
 
 JOBS_AT_ONCE = 8
@@ -62,7 +62,7 @@ def run_jobs_on_ray(
     """
     if config.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {config.device}: Ray gives each worker its GPU; leave it out, or use auto or cpu")
-    Engine(load_checkpoint(locate_weights(weights)), replace(config, device="cpu"))  # fails here, not on every machine
+    Engine(read_weights(locate_weights(weights)), replace(config, device="cpu"))  # fails here, not on every machine
     weights = str(Path(weights).absolute()) if Path(weights).is_file() else weights
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -147,7 +147,7 @@ class _Worker:
         prepare_process()
         if threads is not None:
             torch.set_num_threads(threads)
-        self._engine, self._options = Engine(load_checkpoint(locate_weights(weights)), config), options
+        self._engine, self._options = Engine(read_weights(locate_weights(weights)), config), options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         indices, jobs = zip(*(pickle.loads(job) for job in batch["job"]))  # noqa: S301

@@ -73,7 +73,7 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def random_model(**config: object) -> SAPNet:
     """A small network with random weights."""
-    from sapnet_cli.model.sapnet import SAPNetConfig
+    from sapnet_cli.model.config import SAPNetConfig
 
     torch.manual_seed(0)
     defaults: dict[str, object] = {"stages": 2, "channels": 8, "dilations": (1, 2), "reduction": 4}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sapnet_cli.errors import CheckpointError
-from sapnet_cli.model.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
-from sapnet_cli.model.sapnet import PRENET, SAPNET, SAPNet
+from sapnet_cli.model.checkpoint import load_checkpoint, save_checkpoint
+from sapnet_cli.model.config import PRENET, SAPNET, SAPNetConfig
+from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.model.weights import CONFIG_KEY, parameter_shapes
 
 State = dict[str, Tensor]
 
@@ -125,7 +128,7 @@ def integers(state: State) -> None:
         (add, "head.weight does not belong"),
         (reshape, r"blocks.0.conv1.weight has shape \(8, 8, 5, 5\) instead of \(8, 8, 3, 3\)"),
         (poison, "project.bias holds values that are not finite"),
-        (integers, "project.bias holds torch.int64"),
+        (integers, "project.bias holds int64"),
     ],
 )
 def test_spoilt_tensors_are_named(spoil: Callable[[State], None], message: str, tmp_path: Path) -> None:
@@ -240,3 +243,18 @@ def test_tampered_config(config: str, tmp_path: Path) -> None:
     save_file(random_model().state_dict(), tmp_path / "net.safetensors", {CONFIG_KEY: config})
     with pytest.raises(CheckpointError, match="tampered"):
         load_checkpoint(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("config", [SAPNET, PRENET])
+def test_the_shapes_of_parameters_are_known_without_a_network(config: SAPNetConfig) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in SAPNet(config).state_dict().items()}
+    assert list(parameter_shapes(config).items()) == list(expected.items())
+
+
+def test_weights_in_bfloat16_are_read(tmp_path: Path) -> None:
+    """NumPy does not know them."""
+    model = random_model()
+    state = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "half.safetensors", {CONFIG_KEY: json.dumps(asdict(model.config))})
+    read = load_checkpoint(tmp_path / "half.safetensors").state_dict()
+    assert all(torch.equal(read[name], tensor.float()) for name, tensor in state.items())

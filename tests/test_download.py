@@ -15,7 +15,7 @@ from typer.testing import Result
 
 from sapnet_cli.hub import RegisteredWeights, registered_weights
 from sapnet_cli.model.checkpoint import load_checkpoint
-from sapnet_cli.model.sapnet import PRENET
+from sapnet_cli.model.config import PRENET
 
 PEERS = {
     "sapnet-official": "sapnet_official_rain100h.pth",

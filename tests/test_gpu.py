@@ -17,7 +17,7 @@ from test_training import config, trainer
 from torch import Tensor
 
 from sapnet_cli import Derainer
-from sapnet_cli.engine import engine as engine_module
+from sapnet_cli.engine import network
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.graphs import ReplayedForward
@@ -67,7 +67,7 @@ def test_the_engine_stays_on_its_device(
 ) -> None:
     model = random_model()
     model.rain_means = torch.rand(2, 2, 4, 8, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(engine_module, "ReplayedForward", lambda forward: ReplayedForward(forward, Recorder()))
+    monkeypatch.setattr(network, "ReplayedForward", lambda forward: ReplayedForward(forward, Recorder()))
     images: list[Any] = [random_pixels(*size, dtype, seed=seed) for seed in (0, 0, 1)]
     with pretended_gpu():
         results = Engine(model, EngineConfig(device="cuda", **{"precision": "fp32", **options})).derain_batch(images)

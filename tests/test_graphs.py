@@ -11,6 +11,9 @@ from torch import Tensor
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.graphs import MOST_SHAPES, Forward, ReplayedForward
+from sapnet_cli.engine.hardware import CPU
+from sapnet_cli.engine.network import TorchNetwork
+from sapnet_cli.model.checkpoint import weights_of
 
 
 class Recorder:
@@ -81,14 +84,15 @@ def test_what_cannot_be_recorded_still_runs() -> None:
 
 def test_engine_results_do_not_alias_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a replay overwrites the last result; what the engine has returned stays as it was."""
-    engine = Engine(random_model(), EngineConfig(device="cpu", precision="fp32", batch_size=2))
-    plain = engine._plain(torch.float32)
-    replayed = ReplayedForward(plain, Recorder())
-    monkeypatch.setattr(engine, "_plain", lambda precision: replayed)
+    network = TorchNetwork(weights_of(random_model()), 2, CPU)
+    replayed = ReplayedForward(network.plain("fp32"), Recorder())
+    monkeypatch.setattr(network, "plain", lambda precision: replayed)
     for dtype in ("uint8", "uint16", "float32"):
         images = [random_pixels(12, 17, dtype, seed=seed) for seed in range(6)]
         alone = Engine(random_model(), EngineConfig(device="cpu", precision="fp32"))
-        for result, image in zip(engine.derain_batch(images), images):
+        pairs = [images[start : start + 2] for start in range(0, len(images), 2)]
+        results = [result for pair in pairs for result in network.derain_plain("fp32", pair)]
+        for result, image in zip(results, images):
             expected = alone.derain(image)
             scale = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
             assert np.abs(result.astype(np.float64) - expected.astype(np.float64)).max() / scale < 1 / 255 + 1e-6

@@ -58,6 +58,7 @@ def test_the_gradient_of_attention(
     size: tuple[int, int], dilation: int, side: int, skipped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And of the convolution that comes after it."""
+    torch.manual_seed(0)  # near to where a ReLU begins, floats may decide otherwise: one of a few thousand draws is
     monkeypatch.setattr(native, "choose_side", lambda *_: side)
     x, skip, more, wanted = (plane(3, *size, channels, seed=seed) for seed, channels in enumerate((32, 32, 32, 64)))
     scale, weight = torch.rand(3, 32), torch.randn(64, 32, 3, 3) / 17

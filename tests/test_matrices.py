@@ -29,7 +29,8 @@ from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_device, choose_precision
 from sapnet_cli.model import compiled, gradients, matrices, native
-from sapnet_cli.model.convolution import lay_for_means, turn
+from sapnet_cli.model.convolution import turn
+from sapnet_cli.model.native import lay_for_means
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.learner import choose_training_precision
 
@@ -410,7 +411,7 @@ def test_networks_of_32_channels_are_computed_so_and_others_as_before(program: c
 
     watched = replace(program, run=run)
     for channels, multiplied in ((32, True), (64, True), (48, False), (16, False)):
-        assert choose_precision("auto", cpu, channels) == (SHORT if multiplied else torch.float16)
+        assert choose_precision("auto", cpu, channels) == ("bf16" if multiplied else "fp16")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(compiled, "find_program", lambda: watched)
             model = random_model(channels=channels)

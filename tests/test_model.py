@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from sapnet_cli.model import convolution
-from sapnet_cli.model.sapnet import PRENET, SAPNET, SAPNet, SAPNetConfig
+from sapnet_cli.model.config import PRENET, SAPNET, SAPNetConfig
+from sapnet_cli.model.sapnet import SAPNet
 
 
 def plain_forward(state: dict[str, Tensor], y: Tensor, config: SAPNetConfig) -> list[Tensor]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import needs_native, random_pixels
+from PIL import Image
 
 import sapnet_cli
 
@@ -32,6 +35,20 @@ def test_nothing_heavy_is_imported(arguments: list[str] | None) -> None:
     program += f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "LOADED []"
+
+
+@needs_native
+@pytest.mark.parametrize("options", [[], ["--precision", "fp32", "--tta", "--pyramid", "2", "--insist", "auto"]])
+def test_pytorch_is_not_loaded_to_derain_a_photo_by_what_is_in_c(options: list[str], tmp_path: Path) -> None:
+    """It takes several times as long as the photo. Where there may be a GPU it is asked, so none is looked for here."""
+    Image.fromarray(random_pixels(40, 60)).save(tmp_path / "rainy.png")
+    arguments = ["derain", str(tmp_path / "rainy.png"), "-o", str(tmp_path / "dry.png"), "--device", "cpu", *options]
+    program = f"import sys\nsys.argv = ['sapnet', *{arguments!r}]\nfrom sapnet_cli.cli.app import main\n"
+    program += "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+    program += "print('LOADED', [name for name in ('torch', 'cv2') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "LOADED []"
+    assert (tmp_path / "dry.png").exists()
 
 
 def test_version_and_lazy_interface() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from real_truths import in_order, shrunk, streaks
 
 from sapnet_cli import Derainer
@@ -30,7 +31,7 @@ def main() -> None:
     derainer = Derainer(weights, precision="fp32", pyramid=1)
     pairs = read(folder, derainer)
     model = load_checkpoint(weights)
-    model.rain_means = derainer.engine.rain_means(pairs)
+    model.rain_means = torch.from_numpy(derainer.engine.rain_means(pairs))
     save_checkpoint(model, weights)
     print(f"{weights}: by {len(pairs)} pictures")
 

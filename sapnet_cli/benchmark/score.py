@@ -19,7 +19,7 @@ from PIL import Image
 from sapnet_cli.data.pairs import Pair
 from sapnet_cli.data.pictures import Pixels, read_pair
 from sapnet_cli.engine.engine import Engine
-from sapnet_cli.engine.hardware import synchronize
+from sapnet_cli.engine.hardware import AnyDevice, synchronize
 from sapnet_cli.files import write_atomically
 from sapnet_cli.metrics.fidelity import (
     HIGHEST_PSNR,
@@ -202,10 +202,10 @@ def bootstrap_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: AnyDevice) -> int:
     """Bytes that this process, or its GPU, has held at the most."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(str(device))
     try:
         import resource
     except ImportError:  # Windows

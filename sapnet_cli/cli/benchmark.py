@@ -312,18 +312,21 @@ def _settings(weights: list[str], engines: list[tuple[str, Engine]]) -> list[str
 
 def _judges(lpips: bool, downstream: list[Downstream], backbones: Path | None, engine: Engine) -> tuple[Judge, ...]:
     """The further measures that were asked for, on the engine's device."""
+    import torch
+
     from sapnet_cli.hub.backbones import locate_backbone, locate_torchvision
     from sapnet_cli.metrics.judges import LPIPS, Classifier, Detector, Segmenter
 
+    device = torch.device(str(engine.device))
     judges: list[Judge] = []
     if lpips:
-        judges.append(LPIPS(locate_backbone(("vgg16",), backbones)[1], engine.device))
+        judges.append(LPIPS(locate_backbone(("vgg16",), backbones)[1], device))
     if Downstream.classify in downstream:
-        judges.append(Classifier(locate_backbone(("resnet50",), backbones)[1], engine.device))
+        judges.append(Classifier(locate_backbone(("resnet50",), backbones)[1], device))
     if Downstream.segment in downstream:
-        judges.append(Segmenter(locate_torchvision("deeplabv3_resnet50", backbones), engine.device))
+        judges.append(Segmenter(locate_torchvision("deeplabv3_resnet50", backbones), device))
     if Downstream.detect in downstream:
-        judges.append(Detector(locate_torchvision("fasterrcnn_resnet50_fpn", backbones), engine.device))
+        judges.append(Detector(locate_torchvision("fasterrcnn_resnet50_fpn", backbones), device))
     return tuple(judges)
 
 

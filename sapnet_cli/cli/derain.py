@@ -346,12 +346,12 @@ def _run_here(
     from sapnet_cli.engine.engine import Engine
     from sapnet_cli.engine.hardware import prepare_process, split_devices
     from sapnet_cli.hub import locate_weights
-    from sapnet_cli.model.checkpoint import load_checkpoint
+    from sapnet_cli.model.weights import read_weights
     from sapnet_cli.pipeline import run_jobs
 
-    prepare_process()
-    model = load_checkpoint(locate_weights(weights))
-    engines = [Engine(model, replace(config, device=name)) for name in split_devices(config.device)]
+    prepare_process(config.device)
+    network = read_weights(locate_weights(weights))
+    engines = [Engine(network, replace(config, device=name)) for name in split_devices(config.device)]
     for engine in engines if out.verbose else ():
         out.info(f"weights {weights}, {engine.stages} stages, {engine.device}, {engine.precision}")
     return run_jobs(jobs, engines, options, out.computed)

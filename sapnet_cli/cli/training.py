@@ -119,12 +119,10 @@ def run_training(
 
 def _load(plan: Plan, processes: Processes, out: Output) -> TrainingData:
     """Reads the data, and says what it found."""
-    import torch
-
     from sapnet_cli.data.sets import load_data
-    from sapnet_cli.engine.hardware import free_memory
+    from sapnet_cli.engine.hardware import CPU, free_memory
 
-    free = free_memory(torch.device("cpu"))
+    free = free_memory(CPU)
     with out.progress(1.0, "reading pictures", counted=False):
         data = load_data(
             plan.data, free, lambda name, done, total: out.advance(done / total, f"{done} of {total} in {name}")

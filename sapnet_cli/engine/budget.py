@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from sapnet_cli.engine.config import EngineConfig
-from sapnet_cli.engine.fused import stored_bytes
-from sapnet_cli.engine.hardware import free_memory
-from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.engine.hardware import PRECISIONS, AnyDevice, free_memory
+from sapnet_cli.engine.planes import stored_bytes
 
 VALUES_PER_PIXEL = 400
 """Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
@@ -34,9 +31,9 @@ class Budget:
     its finest one would.
     """
 
-    def __init__(self, model: SAPNet, config: EngineConfig, device: torch.device, precision: torch.dtype) -> None:
+    def __init__(self, channels: int, config: EngineConfig, device: AnyDevice, precision: str) -> None:
         """Takes what the engine has chosen."""
-        self._model, self._config, self._device, self._precision = model, config, device, precision
+        self._channels, self._config, self._device, self._precision = channels, config, device, precision
 
     def plan(self, height: int, width: int, of_pixels: int) -> tuple[int, int]:
         """Tile, 0 for the whole image, and batch size for pictures of a size."""
@@ -58,7 +55,7 @@ class Budget:
 
     def is_exact(self, height: int, width: int, of_pixels: int) -> bool:
         """Whether a picture is computed layer by layer: no tiles, no estimates. Who names a tile has less memory."""
-        needed = stored_bytes(self._model, self._precision, height * width)
+        needed = stored_bytes(self._channels, self._precision, height * width)
         if self._config.tile != "auto":
             return needed <= min(CPU_BUDGET, self._bytes(of_pixels))
         return of_pixels <= EXACT_PIXELS and needed <= free_memory(self._device) * EXACT_SHARE
@@ -67,17 +64,17 @@ class Budget:
         """Pixels of all windows of one forward."""
         if self._device.type == "cpu":
             return self.pixels_in_strips(of_pixels, self._precision)
-        return int(self._bytes(of_pixels) / (VALUES_PER_PIXEL * self._precision.itemsize))
+        return int(self._bytes(of_pixels) / (VALUES_PER_PIXEL * PRECISIONS[self._precision]))
 
-    def pixels_in_strips(self, of_pixels: int, precision: torch.dtype) -> int:
+    def pixels_in_strips(self, of_pixels: int, precision: str) -> int:
         """The same where they are worked on in strips if they are many."""
-        return int(self._bytes(of_pixels) / stored_bytes(self._model, precision, 1))
+        return int(self._bytes(of_pixels) / stored_bytes(self._channels, precision, 1))
 
     def _bytes(self, of_pixels: int) -> float:
         """That one forward may take."""
         free = free_memory(self._device)
         if self._device.type == "cuda":
             return free * GPU_SHARE
-        budget = CPU_BUDGET * (INT8_SHARE if self._precision is torch.int8 else 1)
+        budget = CPU_BUDGET * (INT8_SHARE if self._precision == "int8" else 1)
         # the result grows beside the tiles: of three bytes a pixel most often
         return min(max(budget - 3 * of_pixels, budget / 2), free / 4)

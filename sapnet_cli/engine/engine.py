@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import compress
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from sapnet_cli.engine.budget import GPU_PIXELS, SMALLEST_TILE, Budget
 from sapnet_cli.engine.config import EngineConfig
-from sapnet_cli.engine.fused import FusedForward
-from sapnet_cli.engine.graphs import Forward, ReplayedForward
+from sapnet_cli.engine.forward import Cores, Forward
 from sapnet_cli.engine.hardware import (
     SLOW,
     choose_device,
     choose_precision,
-    fast_float,
     give_back_freed_memory,
     is_out_of_memory,
     is_slow_in,
 )
 from sapnet_cli.engine.insistence import Insistence
-from sapnet_cli.engine.kernels import FusedWeights
-from sapnet_cli.engine.native import NativeForward, NativeWeights, is_native
-from sapnet_cli.engine.pixels import Pixels, finite, mean_change, to_float, to_pixels, to_tensor
+from sapnet_cli.engine.native import NativeNetwork, is_native
+from sapnet_cli.engine.pixels import Pixels, mean_change, to_batch, to_float, to_pixels
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
-from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
-from sapnet_cli.engine.statistics import choose_sample
-from sapnet_cli.engine.tiled import TiledForward
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
-from sapnet_cli.model.sapnet import SAPNet
+from sapnet_cli.model.weights import Weights
+
+if TYPE_CHECKING:
+    from sapnet_cli.engine.network import TorchNetwork
+    from sapnet_cli.model.sapnet import SAPNet
 
 Result = TypeVar("Result")
 
@@ -54,16 +49,23 @@ the default weights one of 36 real photos is; those that lose their rain, and li
 
 
 class Engine:
-    """Runs one network on pictures: (H, W, 3) RGB arrays of uint8, uint16 or float32 in [0, 1], any size from 1x1."""
+    """Runs one network on pictures: (H, W, 3) RGB arrays of uint8, uint16 or float32 in [0, 1], any size from 1x1.
 
-    def __init__(self, model: SAPNet, config: EngineConfig | None = None) -> None:
-        """Takes the network as it is on the CPU, in float32, and leaves it so.
+    PyTorch is loaded only where it is to compute, or to look for a GPU: see `engine/native.py`.
+    """
+
+    def __init__(self, model: Weights | SAPNet, config: EngineConfig | None = None) -> None:
+        """Takes a network, as it is now.
 
         Raises:
             UsageError: the device is not there, the network has fewer stages than are asked for, or does not know what
                 it is to insist on.
         """
         self.config = config or EngineConfig()
+        if not isinstance(model, Weights):
+            from sapnet_cli.model.checkpoint import weights_of
+
+            model = weights_of(model)
         self.device = choose_device(self.config.device)
         self.precision = choose_precision(self.config.precision, self.device, model.config.channels)
         self.stages = model.config.stages if self.config.stages is None else self.config.stages
@@ -78,13 +80,12 @@ class Engine:
             self._insisting = Engine(model, replace(self.config, insist=THEN_INSISTED))  # warns for both
         else:
             self._insist = self.config.insist
-            if is_slow_in(self.precision, self.device) and not is_native(model, self.device, self.precision):
+            if not is_native(model.config, self.device, self.precision) and is_slow_in(self.precision, self.device):
                 log.warning(SLOW)
-        self._reference = model
-        self._budget = Budget(model, self.config, self.device, self.precision)
-        self._models: dict[torch.dtype, SAPNet] = {}
-        self._fused: dict[torch.dtype, FusedWeights] = {}
-        self._replayed: dict[torch.dtype, ReplayedForward] = {}
+        self._weights = model
+        self._budget = Budget(model.config.channels, self.config, self.device, self.precision)
+        self._native = NativeNetwork(model)
+        self._torch: TorchNetwork | None = None
 
     def derain(self, image: Pixels) -> Pixels:
         """Derains one picture.
@@ -138,8 +139,7 @@ class Engine:
         again = iter(self._insisting.derain_batch(list(compress(images, hardly)), report))
         return [next(again) if unchanged else result for result, unchanged in zip(derained, hardly)]
 
-    @torch.inference_mode()
-    def rain_means(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> Tensor:
+    def rain_means(self, pairs: Sequence[tuple[Pixels, Pixels]]) -> NDArray[np.float32]:
         """What attention pools without and with rain, on average, in fp32: see `SAPNet.rain_means`.
 
         Args:
@@ -147,16 +147,18 @@ class Engine:
                 attention.
 
         Returns:
-            (2, stages, pools of a unit, C), on the CPU.
+            (2, stages, pools of a unit, C).
         """
-        pooled = torch.stack([torch.stack([self._pooled(clean), self._pooled(rainy)]) for rainy, clean in pairs])
-        return pooled.mean(dim=0).view(2, self.stages, -1, self._reference.config.channels).cpu()
+        pooled = np.mean([[self._pooled(clean), self._pooled(rainy)] for rainy, clean in pairs], axis=0)
+        means: NDArray[np.float32] = pooled.reshape(2, self.stages, -1, self._weights.config.channels)
+        return means.astype(np.float32)
 
-    def _pooled(self, picture: Pixels) -> Tensor:
+    def _pooled(self, picture: Pixels) -> NDArray[np.float32]:
         """All vectors that attention pools of a picture, in order."""
-        forward = self._fused_forward(torch.float32, to_tensor([picture]))
-        forward.run(self.stages)
-        return torch.stack(forward.pooled)
+        forward = self._begin("fp32", [picture])
+        forward.units(self.stages)
+        on_cpu = (vector if isinstance(vector, np.ndarray) else vector.cpu().numpy() for vector in forward.pooled)
+        return np.stack(list(on_cpu))
 
     def batch_size(self, height: int, width: int) -> int:
         """How many pictures of a size share one forward; 1 for those that are tiled, turned, or insisted on."""
@@ -197,25 +199,26 @@ class Engine:
                 rain[level] = most = max(most, self._rain(image, of_pixels))
         return rain
 
-    @torch.inference_mode()
     def _rain(self, image: Pixels, of_pixels: int) -> float:
         """How much rain the first unit sees in a picture, or in windows that stand for it, in fp32."""
-        room = self._budget.pixels_in_strips(of_pixels, torch.float32)
+        room = self._budget.pixels_in_strips(of_pixels, "fp32")
         if image.shape[0] * image.shape[1] <= room:
-            forward = self._fused_forward(torch.float32, to_tensor([image]))
+            forward = self._begin("fp32", [image])
         else:
+            from sapnet_cli.engine.statistics import choose_sample
+
             sample = choose_sample(image, room)
-            windows = to_tensor([image[sample.plan.seen(tile)] for tile in sample.tiles])
-            forward = self._fused_forward(torch.float32, windows, [tile.core_in_window for tile in sample.tiles])
+            windows = [image[sample.plan.seen(tile)] for tile in sample.tiles]
+            forward = self._begin("fp32", windows, [tile.core_in_window for tile in sample.tiles])
         forward.unit(0)
-        return float(cast(Insistence, forward.insistence).seen)
+        return cast(Insistence, forward.insistence).seen
 
     def _derain_turned(self, images: Sequence[Pixels], rain: float, of_pixels: int, report: Report) -> list[Pixels]:
         """The mean over views of one picture: flips, and turns where the network knows them."""
         (image,) = images
-        turns_known = (0, 2) if self._reference.config.upright else range(4)
+        turns_known = (0, 2) if self._weights.config.upright else range(4)
         views = [(turns, mirrored) for mirrored in (False, True) for turns in turns_known]
-        pixels = to_float(to_tensor(images))[0].numpy()
+        pixels = to_float(to_batch(images)[0])
         total = np.zeros_like(pixels)
         for index, (turns, mirrored) in enumerate(views):
             view = np.rot90(pixels, turns)
@@ -223,7 +226,7 @@ class Engine:
             part = part_of(report, index / len(views), (index + 1) / len(views))
             result = self._derain_alike([view], rain, of_pixels, part)[0]
             total += np.rot90(result[:, ::-1] if mirrored else result, -turns)
-        return to_pixels(torch.from_numpy(total / len(views)).permute(2, 0, 1)[None], image.dtype)
+        return [to_pixels(total / np.float32(len(views)), image.dtype)]
 
     def _derain_alike(self, images: Sequence[Pixels], rain: float, of_pixels: int, report: Report) -> list[Pixels]:
         """Derains pictures of one size; where memory runs out, halves the batch, then the tile, and tries again."""
@@ -242,6 +245,8 @@ class Engine:
                 if not is_out_of_memory(error):
                     raise
             if self.device.type == "cuda":
+                import torch
+
                 torch.cuda.empty_cache()
             if batch > 1:
                 batch //= 2
@@ -254,7 +259,6 @@ class Engine:
             exact, room = False, batch * tile**2
             log.warning("out of memory: trying again with tiles of %d px in batches of %d", tile, batch)
 
-    @torch.inference_mode()
     def _derain_whole(self, images: Sequence[Pixels], rain: float, report: Report) -> list[Pixels]:
         """Pictures of one size: on a GPU several, or a small one, by the plain network, else each layer by layer.
 
@@ -263,24 +267,30 @@ class Engine:
         small = self.device.type == "cuda" and images[0].size // 3 <= GPU_PIXELS
         if self.device.type == "cpu" or self._insist or (len(images) == 1 and not small):
             return [self._forward(image, rain, report) for image in images]
-        rainy = to_tensor(images).to(self.device)
+        return self._finite(lambda precision: self._by_torch().derain_plain(precision, images))
 
-        def compute(precision: torch.dtype) -> Tensor:
-            return finite(self._plain(precision)(rainy))
-
-        return to_pixels(self._finite(compute).clamp(0, 1), images[0].dtype)
-
-    @torch.inference_mode()
     def _derain_tiled(
         self, image: Pixels, rain: float, plan: TilePlan, batch: int, room: int, report: Report
     ) -> Pixels:
-        give_back_freed_memory()
-        sample = choose_sample(image, room) if self._reference.config.attention else None
+        from sapnet_cli.engine.kernels import Ranging
+        from sapnet_cli.engine.statistics import choose_sample
+        from sapnet_cli.engine.tiled import Begin, TiledForward
+        from sapnet_cli.engine.windows import NativeWindows
 
-        def compute(precision: torch.dtype) -> Pixels:
-            begin = partial(self._fused_forward, precision, rain=rain)
-            ranging = self._fused_weights(precision).ranging()
-            return TiledForward(begin, ranging, image, plan, batch, sample).run(self.stages, report)
+        give_back_freed_memory()
+        sample = choose_sample(image, room) if self._weights.config.attention else None
+
+        def compute(precision: str) -> Pixels:
+            network = self._network(precision)
+
+            def begin(*arguments: Any) -> Any:
+                insistence = self._insistence(network, rain)
+                if isinstance(network, NativeNetwork):
+                    return NativeWindows(network, precision, *arguments, insistence=insistence)
+                return network.begin_windows(precision, *arguments, insistence=insistence)
+
+            ranging = Ranging() if isinstance(network, NativeNetwork) else network.laid(precision).ranging()
+            return TiledForward(cast(Begin, begin), ranging, image, plan, batch, sample).run(self.stages, report)
 
         result = self._finite(compute)
         give_back_freed_memory()  # a file is yet to be encoded
@@ -288,64 +298,43 @@ class Engine:
 
     def _forward(self, image: Pixels, rain: float, report: Report) -> Pixels:
         """One picture by its own statistics."""
-        rainy = to_tensor([image])
 
-        def compute(precision: torch.dtype) -> Tensor:
-            return finite(self._fused_forward(precision, rainy, rain=rain).run(self.stages, report))
+        def compute(precision: str) -> Pixels:
+            forward = self._begin(precision, [image], rain=rain)
+            forward.units(self.stages, report)
+            return forward.pixels(image.dtype)[0]
 
-        return to_pixels(self._finite(compute).clamp_(0, 1), image.dtype)[0]
+        return self._finite(compute)
 
-    def _finite(self, compute: Callable[[torch.dtype], Result]) -> Result:
-        """Computes in the chosen precision, and again in float32 where that gives values that are not finite."""
-        for precision in dict.fromkeys((self.precision, torch.float32)):
+    def _finite(self, compute: Callable[[str], Result]) -> Result:
+        """Computes in the chosen precision, and again in fp32 where that gives values that are not finite."""
+        for precision in dict.fromkeys((self.precision, "fp32")):
             try:
                 return compute(precision)
             except FloatingPointError:
                 log.info("not finite in %s", precision)
         raise ImageError("the network gives values that are not finite for this image")
 
-    def _model(self, precision: torch.dtype) -> SAPNet:
-        if precision not in self._models:
-            model = copy.deepcopy(self._reference).to(self.device, precision)
-            self._models[precision] = model.to(memory_format=torch.channels_last).eval()
-        return self._models[precision]
+    def _begin(
+        self, precision: str, images: Sequence[Pixels], cores: Cores | None = None, rain: float = -math.inf
+    ) -> Forward[Any]:
+        """A forward over pictures of one size, or windows of one, that has at least so much rain."""
+        network = self._network(precision)
+        return network.begin(precision, images, cores, self._insistence(network, rain))
 
-    def _plain(self, precision: torch.dtype) -> Forward:
-        """The network as it is, from (B, H, W, 3) uint8 or float32 to (B, 3, H, W) float32, not clamped."""
+    def _insistence(self, network: NativeNetwork | TorchNetwork, rain: float) -> Insistence | None:
+        return network.insistence(self._insist, rain) if self._insist else None
 
-        def forward(pictures: Tensor) -> Tensor:
-            model = self._model(precision)
-            return model.stage_images(to_float(pictures).permute(0, 3, 1, 2), self.stages)[-1]
+    def _network(self, precision: str) -> NativeNetwork | TorchNetwork:
+        """What computes in a precision."""
+        return self._native if is_native(self._weights.config, self.device, precision) else self._by_torch()
 
-        if self.device.type != "cuda":
-            return forward
-        if precision not in self._replayed:
-            self._replayed[precision] = ReplayedForward(forward)
-        return self._replayed[precision]
+    def _by_torch(self) -> TorchNetwork:
+        if self._torch is None:
+            from sapnet_cli.engine.network import TorchNetwork
 
-    def _kinds(self, precision: torch.dtype) -> tuple[type[FusedWeights], type[FusedForward]]:
-        """How the network is computed in a precision, layer by layer."""
-        if precision is torch.int8:
-            return QuantizedWeights, QuantizedForward
-        if is_native(self._reference, self.device, precision):
-            return NativeWeights, NativeForward
-        return FusedWeights, FusedForward
-
-    def _fused_weights(self, precision: torch.dtype) -> FusedWeights:
-        if precision not in self._fused:
-            kind, _ = self._kinds(precision)
-            dtype = fast_float() if precision is torch.int8 else precision
-            self._fused[precision] = kind(self._model(torch.float32), dtype, self.device)
-        return self._fused[precision]
-
-    def _fused_forward(
-        self, precision: torch.dtype, rainy: Tensor, *arguments: Any, rain: float = -math.inf, **named: Any
-    ) -> FusedForward:
-        """Of a picture that has at least so much rain, or windows of it."""
-        _, forward = self._kinds(precision)
-        means = self._model(torch.float32).rain_means if self._insist else None
-        insistence = None if means is None else Insistence(means, self._insist, rain)
-        return forward(self._fused_weights(precision), rainy, *arguments, insistence=insistence, **named)
+            self._torch = TorchNetwork(self._weights, self.stages, self.device)
+        return self._torch
 
 
 def _alike(first: Pixels, second: Pixels) -> bool:

@@ -13,14 +13,15 @@ worked on in strips of rows, which gives the same result, at any size, for the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sapnet_cli.engine.hardware import fast_float
+from sapnet_cli.engine.forward import Cores, Forward
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import (
     FusedWeights,
@@ -30,16 +31,13 @@ from sapnet_cli.engine.kernels import (
     residual_blocks,
     sum_rows,
 )
-from sapnet_cli.engine.pixels import to_float
-from sapnet_cli.engine.planes import Room, Strip, choose_place
-from sapnet_cli.engine.progress import Report, part_of
-from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
+from sapnet_cli.engine.pixels import Pixels
+from sapnet_cli.engine.planes import PLANES, Room, Strip, choose_place, stored_bytes
+from sapnet_cli.engine.progress import Report
+from sapnet_cli.engine.tensors import finite, to_float, to_pixels
 
 Pool: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """See `FusedForward`."""
-
-PLANES, IMAGE_BYTES = 4, 24
-"""Planes of features that a forward in strips stores, and bytes a pixel of images beside them."""
 
 WHOLE_BYTES = {"cpu": 2**25, "cuda": 2**28}
 """Planes of features up to this size are worked on whole, for twice the memory; larger ones, which a CPU's caches do
@@ -50,20 +48,17 @@ LSTM_BYTES = {"cpu": 2**22, "cuda": 2**27}
 """Features of a strip, of the wide and short-lived ones of the LSTM fewer: so that a CPU's caches hold them."""
 
 
-def stored_bytes(model: SAPNet, precision: torch.dtype, pixels: int) -> int:
-    """How much a forward in strips stores for so many pixels; in 8-bit integers, three planes and two others."""
-    bytes_each = 3 + 2 * fast_float().itemsize if precision is torch.int8 else PLANES * precision.itemsize
-    return (model.config.channels * bytes_each + IMAGE_BYTES) * pixels
+class FusedForward(Forward[Tensor]):
+    """One forward by PyTorch, over one picture, or over windows that share their statistics."""
 
-
-class FusedForward:
-    """One forward over one picture, or over windows that share their statistics."""
+    spare: Tensor
+    inner: Tensor
 
     def __init__(
         self,
         weights: FusedWeights,
         rainy: Tensor,
-        cores: Sequence[tuple[slice, slice]] | None = None,
+        cores: Cores | None = None,
         pool: Pool | None = None,
         ranging: Ranging | None = None,
         room: Room | None = None,
@@ -85,10 +80,11 @@ class FusedForward:
         Raises:
             OutOfMemoryError: the planes fit neither into memory nor onto the disk that holds temporary files.
         """
-        self.weights = weights
-        self.count, self.height, self.width = rainy.shape[:3]
+        blocks = residual_blocks(weights.model)
+        super().__init__(rainy.shape, len(blocks), cores, pool, insistence)
+        self.weights, self.rainy = weights, rainy
+        self._modules, self._followings = blocks, [*(block.conv1 for block in blocks[1:]), None]
         self.ranging = ranging or weights.ranging()
-        self._pool = pool or average
         device, channels = weights.device, weights.model.config.channels
         pixels = self.count * self.height * self.width
         kind = device.type if device.type in WHOLE_BYTES else "cuda"
@@ -96,22 +92,16 @@ class FusedForward:
         self.whole = whole = pixels * pixel <= WHOLE_BYTES[kind]
         self.strips = [Strip(None, 0, self.height)] if whole else list(self._cut(STRIP_BYTES[kind] // pixel))
         self.lstm_strips = list(self._cut(LSTM_BYTES[kind] // pixel))
-        place = choose_place(stored_bytes(weights.model, weights.precision, pixels), device)
-        self.residual = torch.zeros(self.count, self.height, self.width, 3, device=place or "cpu")
+        place = choose_place(stored_bytes(channels, weights.precision, pixels), device)
+        self.residual = torch.zeros(self.count, self.height, self.width, 3, device=str(place or "cpu"))
         room = room or Room()
         room.begin(place)
         self._make_planes((self.count, self.height, self.width, channels), room)
         self._dilation: int | None = None
         self._columns: Tensor | None = None
         self._rectangles: Tensor | None = None
-        self.rainy = rainy
-        self.cores = cores or [(slice(0, self.height), slice(0, self.width))] * self.count
-        edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in self.cores]
-        self._edges = torch.tensor(edges)
-        areas = (self._edges[:, 1] - self._edges[:, 0]) * (self._edges[:, 3] - self._edges[:, 2])
-        self._areas = areas.to(self.weights.device, torch.float32)
-        self.pooled: list[Tensor] = []
-        self.insistence = insistence
+        _, areas = self._find_edges()
+        self._areas = torch.from_numpy(areas).to(self.weights.device)
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
         # whole, convolutions give planes of their own, and need no fourth
@@ -123,29 +113,25 @@ class FusedForward:
 
         `report` is told of the progress, 0 to 1.
         """
-        for stage in range(stages):
-            if stage:
-                self.ranging.next_unit()
-            self.unit(stage, part_of(report, stage / stages, (stage + 1) / stages))
+        self.units(stages, report)
         return self.estimate()
 
-    @property
-    def carried(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a unit leaves to the next: hidden and cell state, (N, H, W, C), and residual, (N, H, W, 3)."""
-        return self.hidden, self.cell, self.residual
-
+    @torch.inference_mode()
     def unit(self, number: int, report: Report | None = None) -> None:
         """One progressive dilated unit, counted from 0; the first ignores what is carried."""
-        blocks = residual_blocks(self.weights.model)
-        if self.insistence is not None:
-            self.insistence.begin(number)
-        self._remember(number == 0, blocks[0].conv1)
-        features = self.hidden
-        for index, (block, following) in enumerate(zip(blocks, [*(block.conv1 for block in blocks[1:]), None])):
-            if report is not None:
-                report(index / len(blocks))
-            features = self._block(index, block, features, following)
-        self._project(features)
+        super().unit(number, report)
+
+    @torch.inference_mode()
+    def pixels(self, dtype: np.dtype[Any]) -> list[Pixels]:
+        """The estimate after the last unit as pictures of a dtype. No unit can follow.
+
+        Raises:
+            FloatingPointError: a value is not finite.
+        """
+        return to_pixels(finite(self.estimate()).clamp_(0, 1), dtype)
+
+    def _next_unit(self) -> None:
+        self.ranging.next_unit()
 
     def estimate(self) -> Tensor:
         """The estimate after the last unit, not clamped: (N, 3, H, W), float32. No unit can follow."""
@@ -153,9 +139,8 @@ class FusedForward:
             strip.of(self.residual).add_(to_float(strip.of(self.rainy)).to(self.residual.device))
         return self.residual.permute(0, 3, 1, 2)
 
-    def _remember(self, first_unit: bool, following: nn.Conv2d) -> None:
-        """Embeds rainy image and estimate and moves the recurrent state one step on."""
-        self._begin(following)
+    def _remember(self, first_unit: bool) -> None:
+        self._begin(self._modules[0].conv1)
         kernels = self.weights.first_gates if first_unit else self.weights.gates
         for strip in self.lstm_strips:  # not over the old state, whose neighbours still need it
             self._collect(self._recur(strip, *kernels, first_unit), strip)
@@ -178,8 +163,8 @@ class FusedForward:
         strip.of(self.spare).copy_(new)
         return new
 
-    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: nn.Conv2d | None) -> Tensor:
-        """A residual block; `following` is the first convolution of the next one, if any."""
+    def _block(self, index: int, features: Tensor) -> Tensor:
+        block, following = self._modules[index], self._followings[index]
         inner = self._convolve(block.conv1, block.attention1, features, self.inner, block.conv2)
         positive = index > 0  # from the first block on nothing is negative
         return self._convolve(block.conv2, block.attention2, inner, self.spare, following, features, positive)
@@ -212,21 +197,10 @@ class FusedForward:
         """What attention scales a convolution by, (C,)."""
         if attention is None:
             return None
-        vector = self._vector_of(self._means_of(*self.weights.means(convolution)))
+        vector = self._vector_of(self._means_of(*self.weights.means(convolution)), self._areas)
         return cast(Tensor, attention(vector.view(1, -1, 1, 1))).view(-1)
 
-    def _vector_of(self, means: Tensor) -> Tensor:
-        """What attention looks at, (C,), of what each core has on average, (N, C)."""
-        pooled = self._pool_of(means)
-        return pooled if self.insistence is None else self.insistence(pooled)
-
-    def _pool_of(self, means: Tensor) -> Tensor:
-        """What the picture has, (C,), of what each core has on average, (N, C)."""
-        self.pooled.append(self._pool(means, self._areas))
-        return self.pooled[-1]
-
     def _project(self, features: Tensor) -> None:
-        """What the next estimate adds to the rainy image."""
         for strip in self.strips:
             rows, padding = self._around(features, strip, 1)
             residual = self.weights.project.convolve(rows, padding)
@@ -306,11 +280,6 @@ class FusedForward:
             for start, stop in pairwise(borders):
                 if start < stop:
                     yield Strip(picture, start, stop)
-
-
-def average(means: Tensor, areas: Tensor) -> Tensor:
-    """The mean over cores, of the means over each, (N, C), and their areas, (N,)."""
-    return means[0] if len(means) == 1 else (areas / areas.sum()) @ means
 
 
 def _tanh_(values: Tensor) -> Tensor:

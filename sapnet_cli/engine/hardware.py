@@ -1,4 +1,4 @@
-"""What this machine has: device, precision and memory."""
+"""What this machine has: device, precision and memory. PyTorch is loaded only where it is asked or is to compute."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import logging
 import os
 import re
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import psutil
-import torch
 
 from sapnet_cli.cores import container_limits
 from sapnet_cli.errors import UsageError
 from sapnet_cli.model import compiled, matrices
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+PRECISIONS = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""By name, and bytes of a value."""
+
+GPU_FILES = "nvidia*", "nvhost*", "nvmap", "kfd", "dxg"
+"""Of /dev under Linux, one of which is there wherever there is a GPU that PyTorch knows: NVIDIA's, AMD's, Windows'."""
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +32,40 @@ MALLOC_TRIM, MALLOC_MMAP = (-1, 2**29), (-3, 2**25)
 """Of glibc's `mallopt`: its parameters, and how many freed bytes to keep, of blocks up to which size."""
 
 
+@dataclass(frozen=True)
+class Device:
+    """What PyTorch calls a device.
+
+    Attributes:
+        type: `cpu`, `cuda` or `mps`.
+        index: of several, if one is named.
+    """
+
+    type: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        """As PyTorch takes it."""
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+CPU = Device("cpu")
+
+
+class AnyDevice(Protocol):
+    """A `Device`, or PyTorch's own."""
+
+    @property
+    def type(self) -> str:
+        """`cpu`, `cuda` or `mps`."""
+
+
 KERNELS_KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"
 """A size of picture needs some 70. oneDNN's own number, 1024, is half a gigabyte where each picture has another."""
 
 
-def prepare_process() -> None:
-    """Sets what holds for the whole process: for programs, not for libraries.
+def prepare_process(device: str = "auto") -> None:
+    """Sets what holds for the whole process, which computes on a device: for programs, not for libraries.
 
     glibc is told to keep some of what is freed; else each plane of features is given back and faulted in anew. oneDNN
     is told to keep fewer of its kernels, of which each size of picture has its own. And NVIDIA GPUs multiply fp32 as it
@@ -40,7 +74,10 @@ def prepare_process() -> None:
     os.environ.setdefault(*KERNELS_KEPT)  # read at the first convolution
     for parameter, value in (MALLOC_TRIM, MALLOC_MMAP):
         _call_glibc("mallopt", parameter, value)
-    torch.backends.cudnn.allow_tf32 = False
+    if device != "cpu" and may_have_gpu():
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def give_back_freed_memory() -> None:
@@ -54,20 +91,34 @@ def _call_glibc(name: str, *arguments: int) -> None:
             getattr(ctypes.CDLL("libc.so.6"), name)(*arguments)
 
 
-def choose_device(name: str) -> torch.device:
+def may_have_gpu() -> bool:
+    """Whether PyTorch is worth asking for one, which takes longer than deraining a small photo: if not, there is none.
+
+    Whether it is loaded already counts, as asking costs nothing then.
+    """
+    if "torch" in sys.modules or sys.platform != "linux":
+        return True
+    return any(True for name in GPU_FILES for _ in Path("/dev").glob(name))
+
+
+def choose_device(name: str) -> Device:
     """Turns `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that is there; auto takes CUDA, then MPS, then CPU.
 
     Raises:
         UsageError: no such device, or not on this machine.
     """
+    if name == "cpu" or (name == "auto" and not may_have_gpu()):
+        return CPU
+    match = re.fullmatch(r"(auto|cpu|cuda|mps)(?::(\d+))?", name)
+    if match is None or (match[1] == "auto" and match[2]):
+        raise UsageError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    device = Device(match[1], None if match[2] is None else int(match[2]))
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps") from error
+            return Device("cuda")
+        return Device("mps") if torch.backends.mps.is_available() else CPU
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"device {name!r}: no usable CUDA GPU or driver is here; use --device cpu")
@@ -75,11 +126,8 @@ def choose_device(name: str) -> torch.device:
             raise UsageError(
                 f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
             )
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UsageError(f"device {name!r}: this machine has no Apple GPU; use --device cpu")
-    elif device.type != "cpu":
-        raise UsageError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device {name!r}: this machine has no Apple GPU; use --device cpu")
     return device
 
 
@@ -99,8 +147,8 @@ def split_devices(names: str) -> list[str]:
     return devices
 
 
-def choose_precision(name: str, device: torch.device, channels: int | None = None) -> torch.dtype:
-    """Turns `auto` or a name of `PRECISIONS` into a dtype; auto is the fastest one whose result is safe on `device`.
+def choose_precision(name: str, device: AnyDevice, channels: int | None = None) -> str:
+    """Turns `auto` into a name of `PRECISIONS`, and lets such names pass; auto is the fastest that is safe on `device`.
 
     fp16 pays on GPUs with tensor cores, and on CPUs where what is in C lets features lie in it and computes in fp32: as
     fast as bf16 there and eight times as near to fp32, and faster than int8, even with AVX512-BF16. Where there is AMX
@@ -116,46 +164,58 @@ def choose_precision(name: str, device: torch.device, channels: int | None = Non
             raise UsageError(f"precision {name!r} is not one of auto, {', '.join(PRECISIONS)}")
         if name == "int8" and not (device.type == "cpu" and multiplies_bytes()):
             raise UsageError("int8 needs an x86 CPU with AVX2; use --precision auto")
-        return PRECISIONS[name]
+        return name
     if device.type == "cpu":
         if compiled.is_available():
-            multiplies = channels is not None and matrices.are_multiplied(channels, torch.bfloat16)
-            return torch.bfloat16 if multiplies else torch.float16
+            multiplies = channels is not None and matrices.are_multiplied(channels, "bf16")
+            return "bf16" if multiplies else "fp16"
         if not multiplies_bytes():
             return fast_float()
         log.info("what is in C, and faster, is not compiled here; under Linux pip install does that, unless CC=none")
-        return torch.int8
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
-        return torch.float16
-    return torch.float32
+        return "int8"
+    if device.type == "cuda":
+        import torch
+
+        if torch.cuda.get_device_capability(str(device)) >= (7, 0):
+            return "fp16"
+    return "fp32"
 
 
-def fast_float() -> torch.dtype:
-    """The floating point that this CPU is fastest in."""
+def fast_float() -> str:
+    """The floating point that PyTorch is fastest in on this CPU."""
+    import torch
+
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return "bf16" if fast else "fp32"
 
 
-def is_slow_in(precision: torch.dtype, device: torch.device) -> bool:
+def is_slow_in(precision: str, device: AnyDevice) -> bool:
     """Whether PyTorch computes slowly in a precision on a device: what is in C does not."""
-    return device.type == "cpu" and precision is torch.bfloat16 and fast_float() is not torch.bfloat16
+    return device.type == "cpu" and precision == "bf16" and fast_float() != "bf16"
 
 
 def multiplies_bytes() -> bool:
     """Whether this CPU has instructions that multiply bytes, and this PyTorch convolutions that use them."""
+    import torch
+
     return torch.cpu._is_avx2_supported() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 def sums_bytes_exactly() -> bool:
     """Whether products of bytes are summed in 32 bits (VNNI), not two and two in 16 first, where they may be cut."""
+    import torch
+
     return torch.cpu._is_vnni_supported()
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: AnyDevice) -> int:
     """Bytes that can still be taken on `device`: a container's limit counts as much as the machine's."""
     if device.type == "cuda":
-        unused, _ = torch.cuda.mem_get_info(device)
-        return int(unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        import torch
+
+        name = str(device)
+        unused, _ = torch.cuda.mem_get_info(name)
+        return int(unused + torch.cuda.memory_reserved(name) - torch.cuda.memory_allocated(name))
     free: int = psutil.virtual_memory().available
     for limit, usage in container_limits(
         ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
@@ -168,10 +228,13 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory was short, on whatever device."""
     text = str(error).lower()
     known = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(phrase in text for phrase in known)
+    # PyTorch's own says so, too
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in known)
 
 
-def synchronize(device: torch.device) -> None:
+def synchronize(device: AnyDevice) -> None:
     """Waits until a GPU has done all that it was asked to: before a clock is read."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        import torch
+
+        torch.cuda.synchronize(str(device))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from sapnet_cli.model.arrays import AnyArray, Array
 
 
 class Insistence:
@@ -15,28 +17,28 @@ class Insistence:
     missing; what sees enough is left alone.
 
     Attributes:
-        seen: how much rain, (); of no meaning before the first unit is over.
+        seen: how much rain; of no meaning before the first unit is over.
     """
 
-    def __init__(self, means: Tensor, at_least: float, known: float = -math.inf) -> None:
+    def __init__(self, means: Array, at_least: float, known: float = -math.inf) -> None:
         """Takes `SAPNet.rain_means`, how much rain there is to be, and how much is known to be there anyway."""
         self._dry, self._way = means[0, 0], means[1] - means[0]
         self._missing = max(0.0, at_least - known)
         self._at_least = at_least
-        self._scale = 1 / self._way[0].square().sum().clamp_min(1e-12)
+        self._scale = 1 / max(float((self._way[0] ** 2).sum()), 1e-12)
         self._position = 0
-        self.seen = means.new_zeros(())
+        self.seen = 0.0
 
     def begin(self, unit: int) -> None:
         """From here on vectors are those of a unit, counted from 0; they go on to the next by themselves."""
         self._position = unit * len(self._dry)
 
-    def __call__(self, vector: Tensor) -> Tensor:
+    def __call__(self, vector: AnyArray) -> AnyArray:
         """What a picture's vector, (C,), becomes: the next pool's in order."""
         unit, pool = divmod(self._position, len(self._dry))
         self._position += 1
         way = self._way[unit, pool]
         if unit == 0:
-            self.seen = self.seen + (vector - self._dry[pool]) @ way * self._scale
+            self.seen += float((vector - self._dry[pool]) @ way) * self._scale
             return vector
-        return vector + (self._at_least - self.seen).clamp(0, self._missing) * way
+        return vector + min(max(0.0, self._at_least - self.seen), self._missing) * way

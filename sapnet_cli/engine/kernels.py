@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.model.convolution import lay_for_means
+from sapnet_cli.model.arrays import kind_of
+from sapnet_cli.model.native import lay_for_means
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+"""Of `hardware.PRECISIONS`."""
 
 PROJECT_CHANNELS = 8
 """A convolution to 3 channels takes twice the time of one to 8."""
@@ -84,9 +88,9 @@ class FusedWeights:
         return self.put(weight, bias)
 
     @property
-    def precision(self) -> torch.dtype:
+    def precision(self) -> str:
         """What stands for all of it: see `EngineConfig`."""
-        return self.dtype
+        return kind_of(torch.empty(0, dtype=self.dtype))
 
     @cached_property
     def embed(self) -> Kernel:

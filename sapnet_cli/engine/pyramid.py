@@ -7,11 +7,13 @@ knows are gone before the picture is shrunk, which would make a veil of them tha
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch.nn import functional
+import math
+from functools import reduce
 
-from sapnet_cli.engine.pixels import Pixels, to_float, to_pixels, to_tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from sapnet_cli.engine.pixels import Pixels, to_batch, to_float, to_pixels
 
 FACTOR = 4
 """From level to level: networks trained with `--coarse` know what lies between."""
@@ -46,14 +48,16 @@ def shrink(image: Pixels) -> Pixels:
     height, width = image.shape[:2]
     coarse = np.empty((-(-height // FACTOR), -(-width // FACTOR), 3), np.float32)
     for start in range(0, len(coarse), ROWS):
-        band = to_float(to_tensor([image[start * FACTOR : (start + ROWS) * FACTOR]])).permute(0, 3, 1, 2)
-        band = functional.pad(band, (0, -width % FACTOR, 0, -band.shape[2] % FACTOR), mode="replicate")
-        coarse[start : start + ROWS] = functional.avg_pool2d(band, FACTOR)[0].permute(1, 2, 0)
+        band = to_float(to_batch([image[start * FACTOR : (start + ROWS) * FACTOR]])[0])
+        band = np.pad(band, ((0, -len(band) % FACTOR), (0, -width % FACTOR), (0, 0)), mode="edge")
+        rows = reduce(np.add, (band[each::FACTOR] for each in range(FACTOR)))
+        squares = reduce(np.add, (rows[:, each::FACTOR] for each in range(FACTOR)))
+        coarse[start : start + ROWS] = squares / np.float32(FACTOR**2)
     return coarse
 
 
 def add_enlarged(image: Pixels, change: Pixels) -> None:
-    """Adds to a picture, in place, what was changed at the next coarser level, enlarged.
+    """Adds to a picture, in place, what was changed at the next coarser level, enlarged by bicubic interpolation.
 
     Args:
         image: as for `shrink`.
@@ -62,9 +66,29 @@ def add_enlarged(image: Pixels, change: Pixels) -> None:
     height, width = image.shape[:2]
     for start in range(0, len(change), ROWS):
         low, high = max(0, start - MARGIN), min(start + ROWS + MARGIN, len(change))
-        part = torch.from_numpy(change[low:high]).permute(2, 0, 1)[None]
-        enlarged = functional.interpolate(part, scale_factor=FACTOR, mode="bicubic")[0].permute(1, 2, 0)
+        enlarged = _enlarge(_enlarge(change[low:high]).swapaxes(0, 1)).swapaxes(0, 1)
         rows = slice(start * FACTOR, min((start + ROWS) * FACTOR, height))
         inside = enlarged[rows.start - low * FACTOR : rows.stop - low * FACTOR, :width]
-        band = to_float(to_tensor([image[rows]]))[0] + inside
-        image[rows] = to_pixels(band.clamp_(0, 1).permute(2, 0, 1)[None], image.dtype)[0]
+        band = to_float(to_batch([image[rows]])[0]) + inside
+        image[rows] = to_pixels(np.clip(band, 0, 1, out=band), image.dtype)
+
+
+def _enlarge(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`FACTOR` times as many rows, each of four that are near it; beyond the edges rows are as at them."""
+    beyond = np.concatenate([values[:1]] * MARGIN + [values] + [values[-1:]] * MARGIN)
+    enlarged = np.empty((FACTOR * len(values), *values.shape[1:]), np.float32)
+    for phase in range(FACTOR):
+        place = (phase + 0.5) / FACTOR - 0.5 + MARGIN  # of the first such row, in rows of `beyond`
+        before = math.floor(place) - 1
+        near = [beyond[each : each + len(values)] for each in range(before, before + 4)]
+        weights = [_cubic(abs(place - each)) for each in range(before, before + 4)]
+        enlarged[phase::FACTOR] = reduce(np.add, (np.float32(weight) * row for weight, row in zip(weights, near)))
+    return enlarged
+
+
+def _cubic(distance: float) -> float:
+    """What a row weighs at a distance of less than two: Keys' kernel, as sharp as OpenCV and PyTorch have it."""
+    sharp = -0.75
+    if distance <= 1:
+        return ((sharp + 2) * distance - (sharp + 3)) * distance**2 + 1
+    return sharp * (((distance - 5) * distance + 8) * distance - 4)

@@ -33,7 +33,7 @@ from sapnet_cli.engine.kernels import (
     unpad,
 )
 from sapnet_cli.engine.planes import Room, Strip
-from sapnet_cli.model.convolution import lay_for_means
+from sapnet_cli.model.native import lay_for_means
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
 LEVELS = 255
@@ -215,9 +215,9 @@ class QuantizedWeights(FusedWeights):
         self.ranges = Ranges.of_noise(model)
 
     @property
-    def precision(self) -> torch.dtype:
+    def precision(self) -> str:
         """Of the convolutions."""
-        return torch.int8
+        return "int8"
 
     def ranging(self) -> ByteRanging:
         """For the forwards over one picture."""
@@ -260,6 +260,7 @@ class QuantizedForward(FusedForward):
 
     weights: QuantizedWeights
     ranging: ByteRanging
+    features: Tensor
 
     def _make_planes(self, shape: tuple[int, ...], room: Room) -> None:
         self.hidden, self.spare = (room.take(shape, torch.uint8) for _ in range(2))
@@ -269,9 +270,9 @@ class QuantizedForward(FusedForward):
         pictures = shape[0] if self.whole else 1  # of a strip
         self._cached_rows = max(1, CACHED_VALUES // (pictures * shape[2] * shape[3]))
 
-    def _remember(self, first_unit: bool, following: nn.Conv2d) -> None:
+    def _remember(self, first_unit: bool) -> None:
         """As that of the base. Leaves the hidden state in bytes, for convolutions, and halved, for the first skip."""
-        self._begin(following)
+        self._begin(self._modules[0].conv1)
         steps = self.ranging.current.embedded / LEVELS
         embed, gates = self.weights.embed_in(steps), self.weights.gates_from(steps, first_unit)
         width = len(steps)
@@ -312,8 +313,9 @@ class QuantizedForward(FusedForward):
             torch.addcmul(_ZERO, gate_in, candidate, value=4, out=cell)
         return torch.mul(torch.sigmoid(cell).sub_(0.5), gate_out, out=strip.of(self.features))
 
-    def _block(self, index: int, block: DilatedResidualBlock, features: Tensor, following: nn.Conv2d | None) -> Tensor:
+    def _block(self, index: int, features: Tensor) -> Tensor:
         """As that of the base. Takes and gives bytes; `self.features`, halved, are what skips and what is projected."""
+        block, following = self._modules[index], self._followings[index]
         ranges = self.ranging.current
         step = ranges.features / LEVELS
         inner = self._enter(index, block, features, *((step, 0) if index else (HIDDEN_STEP, HIDDEN_ZERO)))
@@ -360,7 +362,7 @@ class QuantizedForward(FusedForward):
         kernel = self.weights.convolutions[convolution]
         scale = self._attend(convolution, attention)
         if self._dilation is not None:
-            kernel = kernel.shifted(self._pool_of(self._means_of(*self.weights.lost[convolution])))
+            kernel = kernel.shifted(self._pool_of(self._means_of(*self.weights.lost[convolution]), self._areas))
         return kernel.scaled(scale)
 
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapnet_cli.engine.pixels import to_float, to_tensor
+from sapnet_cli.engine.tensors import to_float, to_tensor
 from sapnet_cli.engine.tiles import Span, Tile, TilePlan, plan_tiles
 from sapnet_cli.model import compiled, native
 

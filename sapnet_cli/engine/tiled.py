@@ -25,12 +25,14 @@ from torch import Tensor
 from sapnet_cli.engine.fused import FusedForward, Pool
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import Ranging
-from sapnet_cli.engine.pixels import Pixels, finite, to_float, to_pixels, to_tensor
+from sapnet_cli.engine.pixels import Pixels
 from sapnet_cli.engine.planes import Room, reserve, temporary_folder
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.rows import Lines, can_move, read_rows, write_rows
 from sapnet_cli.engine.statistics import MeasuringPool, ResidualChange, Sample, SamplePool, residual_change
+from sapnet_cli.engine.tensors import finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.tiles import Tile, TilePlan
+from sapnet_cli.engine.windows import NativeWindows
 from sapnet_cli.errors import OutOfMemoryError
 
 ROWS = 64
@@ -54,6 +56,10 @@ Means: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 """At each pool of a unit those of the sample's windows, (N, C), and of the picture, (C,)."""
 
 
+Windows: TypeAlias = FusedForward | NativeWindows
+"""A forward over them."""
+
+
 class Begin(Protocol):
     """How a forward over windows begins: see `FusedForward`."""
 
@@ -64,7 +70,7 @@ class Begin(Protocol):
         pool: Pool | None,
         ranging: Ranging | None,
         room: Room,
-    ) -> FusedForward:
+    ) -> Windows:
         """Makes room."""
 
 
@@ -91,6 +97,7 @@ class TiledForward:
         self._insistence: Insistence | None = None  # knows how much rain the first unit saw
         self._change: ResidualChange | None = None  # what the residual of the unit before lacks
 
+    @torch.inference_mode()
     def run(self, stages: int, report: Report) -> Pixels:
         """The derained picture after `stages` units, of the same shape and dtype.
 
@@ -169,13 +176,13 @@ class TiledForward:
             carried.write(forward, tiles, planes)
             del forward  # before the next one makes room
 
-    def _read(self, forward: FusedForward, plan: TilePlan, tiles: Sequence[Tile], carried: CarriedState) -> None:
+    def _read(self, forward: Windows, plan: TilePlan, tiles: Sequence[Tile], carried: CarriedState) -> None:
         """Windows of the picture as the unit before left it, mended."""
         carried.read(forward, plan, tiles)
         if self._change is not None:
             self._change.add_to(forward.residual, forward.rainy)
 
-    def _unit(self, unit: int, forward: FusedForward, report: Report | None = None) -> None:
+    def _unit(self, unit: int, forward: Windows, report: Report | None = None) -> None:
         """Windows through one unit."""
         if unit:
             forward.insistence = self._insistence
@@ -184,7 +191,7 @@ class TiledForward:
 
     def _windows(
         self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
-    ) -> FusedForward:
+    ) -> Windows:
         """A forward over windows of the picture."""
         cores = [tile.core_in_window for tile in tiles]
         return self._begin(self._rainy(plan, tiles), cores, pool, ranging, self._room)
@@ -236,7 +243,7 @@ class CarriedState:
         """What was written can be read."""
         self._top = (self._top - self._lag) % self._rows
 
-    def read(self, forward: FusedForward, plan: TilePlan, tiles: Sequence[Tile]) -> None:
+    def read(self, forward: Windows, plan: TilePlan, tiles: Sequence[Tile]) -> None:
         """Fills the windows of a forward."""
 
         def fill(plane: Tensor, ring: Ring) -> None:
@@ -252,7 +259,7 @@ class CarriedState:
         self._rings[-1].read(self._top + rows.start, 0, residual[0])
         return residual
 
-    def write(self, forward: FusedForward, tiles: Sequence[Tile], planes: slice = ALL) -> None:
+    def write(self, forward: Windows, tiles: Sequence[Tile], planes: slice = ALL) -> None:
         """Takes the cores of a forward's windows, of all planes that are carried or some.
 
         Raises:

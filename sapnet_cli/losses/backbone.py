@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, resnet50, resnet101
 
 from sapnet_cli.errors import CheckpointError
-from sapnet_cli.model.checkpoint import unpickle
+from sapnet_cli.model.released import unpickle
 
 Network = TypeVar("Network", bound=nn.Module)
 

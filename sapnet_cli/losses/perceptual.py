@@ -14,7 +14,7 @@ from torchvision.models import vgg16
 
 from sapnet_cli.errors import CheckpointError
 from sapnet_cli.losses.backbone import IMAGENET_MEAN, IMAGENET_STD, read_backbone
-from sapnet_cli.model.checkpoint import unpickle
+from sapnet_cli.model.released import unpickle
 
 STAGE_ENDS = (4, 9, 16, 23, 30)
 """Layers of torchvision's VGG-16 behind which lie relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""

@@ -11,21 +11,45 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
+from sapnet_cli.cores import computing_cores
 
 SOURCES = Path(__file__).with_name("c")
 
+CPU_INFO = Path("/proc/cpuinfo")
+
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
+"""The system call by which a process on x86 asks for the registers of AMX."""
+
+
+def _has(*names: str) -> bool:
+    """Whether this CPU, and the system with it, has all of these."""
+    return set(names) <= _cpu_flags()
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+@cache
+def _may_use_tiles() -> bool:
+    """Asks the system for the registers of AMX."""
+    arguments = map(ctypes.c_long, (ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA))
+    return bool(ctypes.CDLL(None).syscall(*arguments) == 0)
+
+
 SETS: dict[str, Callable[[], bool]] = {
-    "amx": lambda: (
-        torch.cpu._is_amx_tile_supported()
-        and torch.cpu._is_avx512_bf16_supported()
-        and torch.cpu._init_amx()  # asks the system for it
-    ),
-    "avx512": torch.cpu._is_avx512_supported,
-    "avx2": torch.cpu._is_avx2_supported,
+    "amx": lambda: _has("avx512f", "avx512bw", "avx512_bf16", "amx_tile", "amx_bf16") and _may_use_tiles(),
+    "avx512": partial(_has, "avx512f"),
+    "avx2": partial(_has, "avx2", "fma", "f16c"),
     "neon": lambda: platform.machine() == "aarch64",  # all of which have it
 }
 """Of instructions that all of it is compiled for, best first, and whether this CPU has them."""
@@ -77,24 +101,47 @@ def find_program() -> Program | None:
 def load_program(instructions: str) -> Program | None:
     """For one of `SETS`, which this CPU has; None where it was not compiled.
 
-    On the threads of PyTorch's own OpenMP: others would fight with them for the cores.
+    On the threads of PyTorch's own OpenMP, which need not be loaded for that: others would fight with them for the
+    cores, if it is.
     """
     try:
         library = ctypes.CDLL(str(SOURCES / compiled_name(instructions)))
-        in_parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # of what PyTorch itself is linked with
+        in_parallel = find_openmp().GOMP_parallel
     except (OSError, AttributeError):
         return None
     in_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     in_parallel.restype = None
 
     def run(function: str, job: int) -> None:
-        in_parallel(ctypes.cast(getattr(library, function), ctypes.c_void_p), job, torch.get_num_threads(), 0)
+        in_parallel(ctypes.cast(getattr(library, function), ctypes.c_void_p), job, threads(), 0)
 
     def call(function: str, job: int) -> None:
         getattr(library, function)(ctypes.c_void_p(job))
 
     lanes = ctypes.c_long.in_dll(library, "sapnet_lanes").value
     return Program(lanes, hasattr(library, "sapnet_multiply"), run, call)
+
+
+def find_openmp() -> ctypes.CDLL:
+    """GNU's OpenMP that PyTorch is linked with.
+
+    Raises:
+        OSError: there is none.
+    """
+    spec = find_spec("torch")
+    if "torch" not in sys.modules and spec is not None:
+        for folder in spec.submodule_search_locations or ():
+            for library in Path(folder, "lib").glob("libgomp*.so*"):
+                return ctypes.CDLL(str(library))
+    import torch
+
+    return ctypes.CDLL(torch._C.__file__)  # finds it among what that is linked with
+
+
+def threads() -> int:
+    """On how many `Program.run` computes: as many as PyTorch does, if it is loaded."""
+    get_num_threads = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    return computing_cores() if get_num_threads is None else int(get_num_threads())
 
 
 def compiled_name(instructions: str) -> str:

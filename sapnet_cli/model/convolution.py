@@ -99,8 +99,3 @@ class Convolution(nn.Conv2d):
 def turn(weight: Tensor) -> Tensor:
     """The kernel by which a gradient goes back, turned by half, (O, I, 3, 3) to (I, O, 3, 3)."""
     return weight.flip(2, 3).transpose(0, 1)
-
-
-def lay_for_means(weight: Tensor) -> Tensor:
-    """A kernel, (O, I, 3, 3), as a matrix, (9 I, O), whose rows follow each other as in (3, 3, I)."""
-    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()

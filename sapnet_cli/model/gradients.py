@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sapnet_cli.model import compiled, matrices, native
+from sapnet_cli.model.arrays import kind_of
 
 Sums: TypeAlias = tuple[Tensor, ...]
 """Of each picture, of a gradient where it passes all ReLUs, and of that times x, (N, C) both; or none."""
@@ -90,7 +91,7 @@ def kernel_gradient(source: Tensor, gradient: Tensor, dilation: int = 1, state: 
     native.check_multiples(native.outputs_together(), outputs)
     native.check_multiples(compiled.program().lanes, source.shape[3], inputs)
     side, together = native.choose_side(source.shape[1], source.shape[2], dilation), native.outputs_together()
-    places = native.places(side)
+    places = torch.from_numpy(native.places(side))
     sums = source.new_zeros(parts, len(places), outputs // together, inputs, together)
     job = native.begin(source, sums, outputs, dilation)
     job.side, job.target, job.parts, job.inputs = side, gradient.data_ptr(), parts, inputs
@@ -254,7 +255,7 @@ def step_back(
     given = (gates, before, hidden, cell, of_gates, of_before, sums)
     job = StepGradient(*(None if each is None else each.data_ptr() for each in given))
     job.pixels, job.channels, job.parts = hidden.numel() // channels, channels, parts
-    job.kind = native.PLANES.index(gates.dtype)
+    job.kind = native.PLANES.index(kind_of(gates))
     compiled.program().run("sapnet_step_back", ctypes.addressof(job))
     return of_gates, of_before, sums.sum(dim=0)
 
@@ -267,4 +268,4 @@ def _check_through(through: Through, shape: tuple[int, ...], dtype: torch.dtype)
 
 def _check(plane: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """As `native.check`; halves have too few exponents for gradients."""
-    native.check(plane, shape, torch.bfloat16 if dtype is torch.bfloat16 else torch.float32)
+    native.check(plane, shape, "bf16" if dtype is torch.bfloat16 else "fp32")

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sapnet_cli.model import compiled, gradients, matrices, native
-from sapnet_cli.model.convolution import lay_for_means, turn
+from sapnet_cli.model.convolution import turn
+from sapnet_cli.model.native import lay_for_means
 
 if TYPE_CHECKING:
-    from sapnet_cli.model.sapnet import ChannelResidualAttention, DilatedResidualBlock, SAPNet, SAPNetConfig
+    from sapnet_cli.model.config import SAPNetConfig
+    from sapnet_cli.model.sapnet import ChannelResidualAttention, DilatedResidualBlock, SAPNet
 
 Planes: TypeAlias = tuple[Tensor, Tensor]
 """Hidden and cell state, (B, H, W, C) each."""
@@ -31,9 +33,11 @@ Found: TypeAlias = dict[Tensor, Tensor]
 
 def suits(config: SAPNetConfig, device: torch.device, precision: torch.dtype) -> bool:
     """Whether a network can learn so, here, in a precision."""
-    if not native.suits(config.channels, config.channels, device, torch.float32):
+    if device.type != "cpu" or not native.suits(config.channels, config.channels):
         return False
-    return precision is torch.float32 or matrices.are_multiplied(config.channels, precision)
+    if precision is torch.bfloat16:
+        return matrices.are_multiplied(config.channels, "bf16")
+    return precision is torch.float32
 
 
 def bytes_per_pixel(precision: torch.dtype) -> int:
@@ -79,12 +83,12 @@ class LearningUnit:
     def lay(self, weight: Tensor, dilation: int = 1) -> Tensor:
         """A kernel as `native.convolve` takes it."""
         if self.multiplies:
-            return matrices.lay(weight)
-        return native.transform(weight, native.choose_side(*self._size, dilation))
+            return cast(Tensor, matrices.lay(weight))
+        return cast(Tensor, native.transform(weight, native.choose_side(*self._size, dilation)))
 
     def lay_image(self, weight: Tensor) -> Tensor:
         """A kernel as `native.project` takes it."""
-        return matrices.lay_image(weight) if self.multiplies else weight.permute(2, 3, 0, 1).contiguous()
+        return cast(Tensor, matrices.lay_image(weight)) if self.multiplies else weight.permute(2, 3, 0, 1).contiguous()
 
     def widen(self, images: Tensor, channels: int) -> Tensor:
         """Images, channels last, as a plane of more channels, which are zero."""

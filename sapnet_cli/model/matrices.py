@@ -7,10 +7,18 @@ they had not been rounded.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sapnet_cli.model import compiled
+from sapnet_cli.model.arrays import from_bits, of_either, to_bits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sapnet_cli.model.arrays import Array
 
 SIDE = 16
 """Outputs of a matrix."""
@@ -22,9 +30,9 @@ GATES = 4
 """Of an LSTM."""
 
 
-def are_multiplied(channels: int, dtype: torch.dtype) -> bool:
-    """Whether convolutions of planes of so many channels, of a dtype, are computed so, here."""
-    return dtype is torch.bfloat16 and channels % DEEP == 0 and compiled.program().multiplies_matrices
+def are_multiplied(channels: int, kind: str) -> bool:
+    """Whether convolutions of planes of so many channels, of a kind (`arrays.KINDS`), are computed so, here."""
+    return kind == "bf16" and channels % DEEP == 0 and compiled.program().multiplies_matrices
 
 
 def shape(outputs: int, inputs: int) -> tuple[int, ...]:
@@ -32,7 +40,7 @@ def shape(outputs: int, inputs: int) -> tuple[int, ...]:
     return outputs // (2 * SIDE), 9, inputs // DEEP, 2, DEEP // 2, SIDE, 2
 
 
-def outputs_of(kernel: Tensor) -> int:
+def outputs_of(kernel: Array) -> int:
     """Of a kernel that is laid."""
     return 2 * SIDE * kernel.shape[0]
 
@@ -49,38 +57,46 @@ def unlay_gradient(parts: Tensor) -> Tensor:
     return taps.reshape(taps.shape[0] * taps.shape[1], -1, 3, 3)
 
 
-def lay(weight: Tensor) -> Tensor:
+@of_either
+def lay(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
     """A kernel, (O, I, 3, 3), as `native.convolve` takes it for planes of bfloat16: see `shape`.
 
     O and I are multiples of `DEEP`.
     """
-    outputs, inputs = weight.shape[:2]
-    matrices = round_taps(weight).view(outputs // (2 * SIDE), 2, SIDE, inputs // DEEP, DEEP // 2, 2, 9)
-    return matrices.permute(0, 6, 3, 1, 4, 2, 5).contiguous()
+    return _lay(weight)
 
 
-def lay_gates(weight: Tensor) -> Tensor:
+@of_either
+def lay_gates(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The kernel of an LSTM's gates, (4 C, I, 3, 3), as `native.recur` takes it: all four of some channels, then on."""
     channels = weight.shape[0] // GATES
-    together = weight.view(GATES, channels // SIDE, SIDE, *weight.shape[1:]).transpose(0, 1)
-    return lay(together.reshape(weight.shape))
+    together = weight.reshape(GATES, channels // SIDE, SIDE, *weight.shape[1:]).swapaxes(0, 1)
+    return _lay(together.reshape(weight.shape))
 
 
-def lay_image(weight: Tensor) -> Tensor:
+@of_either
+def lay_image(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The kernel of a convolution to an image, (3, I, 3, 3), as `native.project` takes it: the sum of two."""
-    rounded = weight.to(torch.bfloat16).to(weight.dtype)
-    both = weight.new_zeros(2, SIDE, *weight.shape[1:])
-    both[:, : len(weight)] = torch.stack((rounded, weight - rounded))
-    return lay(both.flatten(0, 1))
+    rounded = from_bits(to_bits(np.ascontiguousarray(weight)))
+    both = np.zeros((2, SIDE, *weight.shape[1:]), weight.dtype)
+    both[0, : len(weight)], both[1, : len(weight)] = rounded, weight - rounded
+    return _lay(both.reshape(2 * SIDE, *weight.shape[1:]))
 
 
-def round_taps(weight: Tensor) -> Tensor:
-    """A kernel, (O, I, 3, 3), in bfloat16; what is lost at one tap is added to the next one."""
-    taps = weight.flatten(2)
-    rounded = torch.empty_like(taps, dtype=torch.bfloat16)
-    lost = torch.zeros_like(taps[..., 0])
+def _lay(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
+    outputs, inputs = weight.shape[:2]
+    matrices = round_taps(weight).reshape(outputs // (2 * SIDE), 2, SIDE, inputs // DEEP, DEEP // 2, 2, 9)
+    return np.ascontiguousarray(matrices.transpose(0, 6, 3, 1, 4, 2, 5))
+
+
+@of_either
+def round_taps(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """A kernel, (O, I, 3, 3), in bfloat16, (O, I, 9); what is lost at one tap is added to the next one."""
+    taps = weight.reshape(*weight.shape[:2], -1)
+    rounded = np.empty(taps.shape, np.uint16)
+    lost = np.zeros(taps.shape[:2], np.float32)
     for tap in range(taps.shape[2]):
         wanted = taps[..., tap] + lost
-        rounded[..., tap] = wanted
-        lost = wanted - rounded[..., tap]
+        rounded[..., tap] = to_bits(wanted)
+        lost = wanted - from_bits(rounded[..., tap])
     return rounded

@@ -6,7 +6,7 @@ fifth digit.
 
 Planes of features are (N, H, W, C), one pixel after the other, in float32, or in float16 or bfloat16, which take half
 of the time that they are waited for. All that is computed is float32, but where a CPU multiplies matrices of bfloat16,
-which is faster still: see `matrices.py`.
+which is faster still: see `matrices.py`. All arrays are NumPy's, or all PyTorch's on the CPU (`arrays.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ import ctypes
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from sapnet_cli.model import compiled, matrices
+from sapnet_cli.model.arrays import address, contiguous, is_contiguous, kind_of, new_like, of_either
+
+if TYPE_CHECKING:
+    from sapnet_cli.model.arrays import AnyArray, Array
 
 POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)}
 """Of tiles of each side, beside infinity: where a line of pixels, as a polynomial, meets a line of the kernel."""
@@ -27,8 +32,8 @@ POINTS = {4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 6: (0.0, 1.0, -1.0
 SMALL, LARGE = POINTS
 """Sides of the tiles, whose pixels lie a dilation apart."""
 
-PLANES = torch.float32, torch.float16, torch.bfloat16
-"""What planes may be of, in the order of `c/vectors.h`."""
+PLANES = "fp32", "fp16", "bf16"
+"""What planes may be of, in the order of `c/vectors.h`: see `arrays.KINDS`."""
 
 PARTS = 2
 """For each thread, of a picture that is summed: what one that is slower leaves, others take."""
@@ -98,16 +103,16 @@ class Pooled:
         dilation: of it.
     """
 
-    means: Tensor
-    cores: Tensor
-    kernel: Tensor
-    bias: Tensor
+    means: Any
+    cores: Array
+    kernel: Array
+    bias: Array
     dilation: int
 
 
-def suits(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a convolution of so many channels can be computed here, in a dtype."""
-    if (device.type, dtype) != ("cpu", torch.float32) or not compiled.is_available():
+def suits(outputs: int, inputs: int) -> bool:
+    """Whether a convolution of so many channels can be computed on this CPU."""
+    if not compiled.is_available():
         return False
     return inputs % compiled.program().lanes == 0 and outputs % outputs_together() == 0
 
@@ -127,28 +132,36 @@ def choose_side(height: int, width: int, dilation: int) -> int:
     return LARGE if 1.9 * large < small else SMALL
 
 
-def transform(weight: Tensor, side: int) -> Tensor:
+@of_either
+def transform(weight: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """A kernel, (O, I, 3, 3), as `convolve` takes it by tiles of a side, (places of a tile, O / T, I, T).
 
     T is `outputs_together()`.
     """
     (outputs, inputs), together = weight.shape[:2], outputs_together()
-    placed = (places(side) @ weight.double().reshape(-1, 9).t()).to(weight.dtype)
-    return placed.view(-1, outputs // together, together, inputs).transpose(2, 3).contiguous()
+    placed = (places(side) @ weight.astype(np.float64).reshape(-1, 9).T).astype(weight.dtype)
+    return np.ascontiguousarray(placed.reshape(-1, outputs // together, together, inputs).swapaxes(2, 3))
+
+
+def lay_for_means(weight: AnyArray) -> AnyArray:
+    """A kernel, (O, I, 3, 3), as a matrix, (9 I, O), whose rows follow each other as in (3, 3, I)."""
+    taps_first = weight.swapaxes(0, 2).swapaxes(1, 3).swapaxes(2, 3)
+    laid: AnyArray = contiguous(taps_first.reshape(-1, weight.shape[0]))
+    return laid
 
 
 def convolve(
-    source: Tensor,
-    transformed: Tensor,
-    scale: Tensor,
-    bias: Tensor,
+    source: AnyArray,
+    transformed: Array,
+    scale: Array,
+    bias: Array,
     dilation: int,
     relu: bool = False,
-    skip: Tensor | None = None,
-    out: Tensor | None = None,
+    skip: Array | None = None,
+    out: AnyArray | None = None,
     pooled: Pooled | None = None,
-    activated: Tensor | None = None,
-) -> Tensor:
+    activated: Array | None = None,
+) -> AnyArray:
     """`scale * convolution + bias`, and `skip` if there is one: `ReLU(ReLU(that) + skip)`, or neither.
 
     Args:
@@ -172,35 +185,35 @@ def convolve(
         ValueError: a plane is of another shape or kind than it should be, or in pieces.
     """
     outputs = scale.shape[-1]
-    target = source.new_empty(*source.shape[:3], outputs) if out is None else out
+    target: AnyArray = new_like(source, *source.shape[:3], outputs) if out is None else out
     _check_plane(source, source.shape)
     for plane in (target, skip, activated):
         if plane is not None:
-            _check_plane(plane, (*source.shape[:3], outputs), source.dtype)
+            _check_plane(plane, (*source.shape[:3], outputs), kind_of(source))
     job = begin(source, transformed, outputs, dilation)
-    scale, bias, job.each = scale.contiguous(), bias.contiguous(), scale.dim() == 2
+    scale, bias, job.each = contiguous(scale), contiguous(bias), scale.ndim == 2
     for vectors in (scale, bias):
         check(vectors, (len(source), outputs) if job.each else (outputs,))
-    job.scale, job.bias, job.target, job.relu = scale.data_ptr(), bias.data_ptr(), target.data_ptr(), relu
+    job.scale, job.bias, job.target, job.relu = address(scale), address(bias), address(target), relu
     if skip is not None:
-        job.skip = skip.data_ptr()
+        job.skip = address(skip)
     if activated is not None:
-        if skip is None or transformed.dtype is not torch.bfloat16:
+        if skip is None or kind_of(transformed) != "bf16":
             raise ValueError("what comes out of an inner ReLU is kept by matrices alone, and where there is a skip")
-        job.activated = activated.data_ptr()
+        job.activated = address(activated)
     _convolve(job, transformed, target, pooled)
     return target
 
 
 def recur(
-    source: Tensor,
-    state: tuple[Tensor, Tensor] | None,
-    transformed: Tensor,
-    bias: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    source: Array,
+    state: tuple[Array, Array] | None,
+    transformed: Array,
+    bias: Array,
+    hidden: Array,
+    cell: Array,
     pooled: Pooled | None = None,
-    gates: Tensor | None = None,
+    gates: Array | None = None,
 ) -> None:
     """A step of the ConvLSTM (PReNet, eq. 4), into `hidden` and `cell`.
 
@@ -221,26 +234,26 @@ def recur(
         MemoryError: there is none for a few tiles.
         ValueError: a plane is of another shape or kind, or in pieces, or I or C is no multiple of a vector's lanes.
     """
-    multiplies = transformed.dtype is torch.bfloat16  # which has all gates, and leaves a state that is not there out
+    multiplies = kind_of(transformed) == "bf16"  # which has all gates, and leaves a state that is not there out
     channels = len(bias) // (3 if state is None and not multiplies else 4)
     check_multiples(compiled.program().lanes, source.shape[3], channels)
     _check_plane(source, source.shape)
     for plane in (hidden, cell, *(state or ())):
-        _check_plane(plane, (*source.shape[:3], channels), source.dtype)
+        _check_plane(plane, (*source.shape[:3], channels), kind_of(source))
     job = begin(source, transformed, len(bias))
-    bias = bias.contiguous()
-    job.bias, job.target, job.cell = bias.data_ptr(), hidden.data_ptr(), cell.data_ptr()
+    bias = contiguous(bias)
+    job.bias, job.target, job.cell = address(bias), address(hidden), address(cell)
     if state is not None:
-        job.state, job.before = (plane.data_ptr() for plane in state)
+        job.state, job.before = (address(plane) for plane in state)
     if state is not None or multiplies:
         job.inputs = source.shape[3] + channels
     if gates is not None:
-        _check_plane(gates, (*source.shape[:3], (3 if state is None else 4) * channels), source.dtype)
-        job.gates = gates.data_ptr()
+        _check_plane(gates, (*source.shape[:3], (3 if state is None else 4) * channels), kind_of(source))
+        job.gates = address(gates)
     _convolve(job, transformed, hidden, pooled)
 
 
-def embed(rainy: Tensor, residual: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
+def embed(rainy: Array, residual: Array, kernel: Array, bias: Array, out: Array) -> None:
     """A 3x3 convolution that keeps the size, of two images, and a ReLU.
 
     Args:
@@ -257,17 +270,18 @@ def embed(rainy: Tensor, residual: Tensor, kernel: Tensor, bias: Tensor, out: Te
     """
     shape, outputs = residual.shape[:3], len(bias)
     check_multiples(outputs_together(), outputs)
-    check(rainy, (*shape, 3), torch.uint8 if rainy.dtype == torch.uint8 else torch.float32)
+    as_bytes = kind_of(rainy) == "uint8"
+    check(rainy, (*shape, 3), "uint8" if as_bytes else "fp32")
     check(residual, (*shape, 3))
     check(kernel, (54, outputs))
     check(bias, (outputs,))
     _check_plane(out, (*shape, outputs))
-    job = Embedding(*(array.data_ptr() for array in (rainy, residual, kernel, bias, out)), *shape, outputs)
-    job.bytes, job.kind = rainy.dtype == torch.uint8, PLANES.index(out.dtype)
+    job = Embedding(*(address(array) for array in (rainy, residual, kernel, bias, out)), *shape, outputs)
+    job.bytes, job.kind = as_bytes, PLANES.index(kind_of(out))
     run("sapnet_embed", job)
 
 
-def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
+def project(source: Array, kernel: Array, bias: Array, out: Array) -> None:
     """A 3x3 convolution that keeps the size, to three channels, as it is: what it gives is little.
 
     Args:
@@ -285,8 +299,8 @@ def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
     check(bias, (3,))
     check(out, (*source.shape[:3], 3))
     job = begin(source, kernel, 3)
-    job.bias, job.target = bias.data_ptr(), out.data_ptr()
-    if kernel.dtype is torch.bfloat16:
+    job.bias, job.target = address(bias), address(out)
+    if kind_of(kernel) == "bf16":
         _check_matrices(job, kernel, 2 * matrices.SIDE, source)
         run("sapnet_multiply", job)
         return
@@ -294,7 +308,7 @@ def project(source: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
     run("sapnet_project", job)
 
 
-def change(residual: Tensor, rainy: Tensor, linear: Tensor, most: Tensor) -> None:
+def change(residual: Array, rainy: Array, linear: Any, most: Array) -> None:
     """Adds to each colour of a residual, in place, what is linear in the colours of its pixel, up to a bound.
 
     Args:
@@ -306,19 +320,20 @@ def change(residual: Tensor, rainy: Tensor, linear: Tensor, most: Tensor) -> Non
     Raises:
         ValueError: one of them is of another shape or kind, or in pieces.
     """
-    as_bytes = rainy.dtype == torch.uint8
+    as_bytes = kind_of(rainy) == "uint8"
     check(residual, (*residual.shape[:3], 3))
-    check(rainy, tuple(residual.shape), torch.uint8 if as_bytes else torch.float32)
+    check(rainy, tuple(residual.shape), "uint8" if as_bytes else "fp32")
     check(linear, (7, 3))
     check(most, (3,))
     if as_bytes:
-        linear = torch.cat((linear[:3] / 255, linear[3:]))
-    addresses = (array.data_ptr() for array in (rainy, residual, linear, most))
-    job = Change(*addresses, residual.numel() // 3, as_bytes)
+        linear = linear * 1  # a copy
+        linear[:3] /= 255
+    addresses = (address(array) for array in (rainy, residual, linear, most))
+    job = Change(*addresses, math.prod(residual.shape[:3]), as_bytes)
     compiled.program().run("sapnet_change", ctypes.addressof(job))
 
 
-def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def attend(pooled: AnyArray, direct: Array, squeeze: Array, expand: Array, bias: Array) -> tuple[AnyArray, AnyArray]:
     """Channel residual attention (paper, section 3.2).
 
     Args:
@@ -341,29 +356,29 @@ def attend(pooled: Tensor, direct: Tensor, squeeze: Tensor, expand: Tensor, bias
     check(direct, (channels, channels))
     for matrix in (squeeze, expand):
         check(matrix, (squeezed, channels))
-    result = pooled.new_empty(2, channels)
-    scale, scaled_bias = result.unbind()
+    result = new_like(pooled, 2, channels)
+    scale, scaled_bias = result[0], result[1]
     given = (pooled, direct, squeeze, expand, bias, scale, scaled_bias)
-    job = Attention(*(array.data_ptr() for array in given), channels, squeezed)
+    job = Attention(*(address(array) for array in given), channels, squeezed)
     compiled.program().call("sapnet_attend", ctypes.addressof(job))
     return scale, scaled_bias
 
 
-def begin(source: Tensor, kernel: Tensor, outputs: int, dilation: int = 1) -> Convolution:
+def begin(source: Array, kernel: Array, outputs: int, dilation: int = 1) -> Convolution:
     """What all convolutions have."""
-    job = Convolution(source=source.data_ptr(), kernel=kernel.data_ptr(), outputs=outputs, dilation=dilation)
+    job = Convolution(source=address(source), kernel=address(kernel), outputs=outputs, dilation=dilation)
     job.count, job.height, job.width, job.own = source.shape
-    job.inputs, job.kind = job.own, PLANES.index(source.dtype)
+    job.inputs, job.kind = job.own, PLANES.index(kind_of(source))
     return job
 
 
-def check_kernel(job: Convolution, transformed: Tensor, plane: Tensor) -> str:
+def check_kernel(job: Convolution, transformed: Array, plane: Array) -> str:
     """What convolves by a kernel a plane, or gives one; takes the side of the tiles that it was transformed for.
 
     Raises:
         ValueError: it is for other channels, or in pieces.
     """
-    if transformed.dtype is torch.bfloat16:
+    if kind_of(transformed) == "bf16":
         _check_matrices(job, transformed, job.outputs, plane)
         return "sapnet_multiply"
     together = outputs_together()
@@ -372,7 +387,7 @@ def check_kernel(job: Convolution, transformed: Tensor, plane: Tensor) -> str:
     return "sapnet_convolve"
 
 
-def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Pooled | None) -> None:
+def _convolve(job: Convolution, transformed: Array, target: Array, pooled: Pooled | None) -> None:
     """Runs a convolution, and pools what it gives."""
     function = check_kernel(job, transformed, target)
     if pooled is None:
@@ -381,26 +396,26 @@ def _convolve(job: Convolution, transformed: Tensor, target: Tensor, pooled: Poo
     count, height, width, channels = target.shape
     outputs = len(pooled.bias)
     check(pooled.means, (count, outputs))
-    check(pooled.cores, (count, 4), torch.int64)
+    check(pooled.cores, (count, 4), "int64")
     check(pooled.kernel, (9 * channels, outputs))
     check(pooled.bias, (outputs,))
     check_multiples(compiled.program().lanes, outputs)
-    job.parts = PARTS * torch.get_num_threads()
-    parts, columns = (pooled.means.new_empty(number, count, width, channels) for number in (job.parts, 3))
-    rectangle = pooled.means.new_empty(channels)
-    job.sums = parts.data_ptr()
+    job.parts = PARTS * compiled.threads()
+    parts, columns = (new_like(pooled.means, number, count, width, channels) for number in (job.parts, 3))
+    rectangle = new_like(pooled.means, channels)
+    job.sums = address(parts)
     run(function, job)
     arrays = (target, parts, columns, pooled.cores, pooled.kernel, pooled.bias, rectangle, pooled.means)
-    pooling = Pooling(*(array.data_ptr() for array in arrays), job.parts, count, height, width, channels, outputs)
+    pooling = Pooling(*(address(array) for array in arrays), job.parts, count, height, width, channels, outputs)
     pooling.dilation, pooling.kind = pooled.dilation, job.kind
     compiled.program().run("sapnet_pool", ctypes.addressof(pooling))
 
 
-def _check_matrices(job: Convolution, kernel: Tensor, outputs: int, plane: Tensor) -> None:
+def _check_matrices(job: Convolution, kernel: Array, outputs: int, plane: Array) -> None:
     """A kernel of so many outputs, as it is laid, and a plane that it is multiplied by or gives."""
     check_multiples(matrices.DEEP, job.own, job.inputs, outputs)
-    check(kernel, matrices.shape(outputs, job.inputs), torch.bfloat16)
-    if plane.dtype is not torch.bfloat16:
+    check(kernel, matrices.shape(outputs, job.inputs), "bf16")
+    if kind_of(plane) != "bf16":
         raise ValueError(f"matrices of bfloat16 cannot be multiplied by {plane.dtype}")
 
 
@@ -428,23 +443,23 @@ def check_multiples(of: int, *channels: int) -> None:
             raise ValueError(f"{number} channels are no multiple of {of}")
 
 
-def _check_plane(plane: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+def _check_plane(plane: Array, shape: tuple[int, ...], kind: str | None = None) -> None:
     """As `check`, of a kind of planes or of any."""
-    if plane.dtype not in PLANES:
+    if kind_of(plane) not in PLANES:
         raise ValueError(f"a plane is of {plane.dtype}")
-    check(plane, shape, dtype or plane.dtype)
+    check(plane, shape, kind or kind_of(plane))
 
 
-def check(array: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+def check(array: Array, shape: tuple[int, ...], kind: str = "fp32") -> None:
     """C writes and reads wherever it is told to."""
-    if array.shape != shape or not array.is_contiguous() or array.dtype != dtype:
+    if array.shape != shape or not is_contiguous(array) or kind_of(array) != kind:
         raise ValueError(
-            f"what is to be {dtype} of {tuple(shape)} is {array.dtype} of {tuple(array.shape)}, or in pieces"
+            f"what is to be {kind} of {tuple(shape)} is {array.dtype} of {tuple(array.shape)}, or in pieces"
         )
 
 
 @cache
-def places(side: int) -> Tensor:
+def places(side: int) -> NDArray[np.float64]:
     """What the nine values of a kernel are at each place of a transformed tile of a side, (places, 9).
 
     Along a line of three, at each point, what they are there, over its distances from the other points.
@@ -454,5 +469,5 @@ def places(side: int) -> Tensor:
         for other in POINTS[side]:
             if other != point:
                 line[:] = [value / (point - other) for value in line]
-    along = torch.tensor([*lines, [0.0, 0.0, 1.0]], dtype=torch.float64)
-    return torch.kron(along, along)
+    along = np.array([*lines, [0.0, 0.0, 1.0]])
+    return np.kron(along, along)

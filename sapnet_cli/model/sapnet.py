@@ -2,7 +2,7 @@
 
 Zheng, Lu, Wu, Gupta: "SAPNet: Segmentation-Aware Progressive Network for Perceptual Contrastive Deraining",
 WACV 2022 workshops, arXiv 2111.08892. It extends PReNet (Ren et al., CVPR 2019, arXiv 1901.09221), which is the
-same network without attention and without dilation: `PRENET` below.
+same network without attention and without dilation: `PRENET` of `config.py`.
 
 One *progressive dilated unit* (PDU), applied `stages` times with the same weights, turns the rainy image `y`, the
 last estimate `x` and the recurrent state `h, c` into the next estimate:
@@ -16,7 +16,6 @@ last estimate `x` and the recurrent state `h, c` into the next estimate:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -26,6 +25,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sapnet_cli.model import learning
+from sapnet_cli.model.config import SAPNET, SAPNetConfig
 from sapnet_cli.model.convolution import Convolution, convolve
 
 State: TypeAlias = tuple[Tensor, Tensor]
@@ -36,31 +36,6 @@ Unit = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
 
 Pool = Callable[[Tensor], Tensor]
 """Maps features (B, C, H, W) to the pooled vectors (B, C, 1, 1) that channel residual attention looks at."""
-
-
-@dataclass(frozen=True)
-class SAPNetConfig:
-    """Hyper-parameters of the network; the defaults are the published SAPNet (180,483 parameters).
-
-    Attributes:
-        stages: how many times the unit is applied.
-        channels: width of the features and of the recurrent state.
-        dilations: dilation of both convolutions of each residual block, one block for each entry.
-        attention: whether channel residual attention follows each of those convolutions.
-        reduction: by how much attention's bottleneck is narrower than `channels`.
-        upright: whether the weights know upright pictures only, trained as they were without quarter turns.
-    """
-
-    stages: int = 6
-    channels: int = 32
-    dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
-    attention: bool = True
-    reduction: int = 16
-    upright: bool = False
-
-
-SAPNET = SAPNetConfig()
-PRENET = SAPNetConfig(dilations=(1, 1, 1, 1, 1), attention=False)
 
 
 def global_average_pool(features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 from sapnet_cli.data.crops import Augmentation
 from sapnet_cli.errors import UsageError
 from sapnet_cli.losses.joint import LossWeights
-from sapnet_cli.model.sapnet import SAPNET, SAPNetConfig
+from sapnet_cli.model.config import SAPNET, SAPNetConfig
 
 Unit = Literal["epochs", "iterations", "minutes"]
 Config = TypeVar("Config")

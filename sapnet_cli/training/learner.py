@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sapnet_cli.engine.hardware import (
-    PRECISIONS,
     SLOW,
     choose_precision,
     fast_float,
@@ -23,10 +22,12 @@ from sapnet_cli.engine.hardware import (
     is_out_of_memory,
     is_slow_in,
 )
+from sapnet_cli.engine.kernels import DTYPES
 from sapnet_cli.errors import OutOfMemoryError, UsageError
 from sapnet_cli.losses.joint import JointLoss
 from sapnet_cli.model import compiled, learning
-from sapnet_cli.model.sapnet import SAPNet, SAPNetConfig
+from sapnet_cli.model.config import SAPNetConfig
+from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.training.config import StepShape, TrainingConfig
 from sapnet_cli.training.optimizers import build_optimizers
 from sapnet_cli.training.processes import Processes
@@ -72,7 +73,7 @@ class Learner:
         self.config, self.processes, self.device = config, processes, processes.device
         self.precision, self._compiled = precision, compiled
         chosen_here = config.precision == "auto" and self.device.type == "cpu"
-        self._loss_precision = fast_float() if chosen_here else precision  # not in C: fastest in that
+        self._loss_precision = DTYPES[fast_float()] if chosen_here else precision  # not in C: fastest in that
         self.loss: JointLoss = _channels_last(loss, self.device)
         for module in self.loss.modules():
             if isinstance(module, nn.Conv2d):
@@ -94,7 +95,7 @@ class Learner:
     @property
     def precision_name(self) -> str:
         """What forward and backward are computed in, as the command line calls it."""
-        return next(name for name, dtype in PRECISIONS.items() if dtype is self.precision)
+        return next(name for name, dtype in DTYPES.items() if dtype is self.precision)
 
     def rate(self, progress: float) -> float:
         """The learning rate of the first optimiser at a position in the budget."""
@@ -230,14 +231,15 @@ def choose_training_precision(name: str, device: torch.device, model: SAPNetConf
         return torch.bfloat16
     if name == "auto" and device.type == "cpu":
         if not compiled.is_available():
-            return fast_float()
+            return DTYPES[fast_float()]
         return torch.bfloat16 if learning.suits(model, device, torch.bfloat16) else torch.float32
     if name == "int8":
         raise UsageError("int8 does not train; use --precision bf16 or fp32")
-    precision = choose_precision(name, device)
+    chosen = choose_precision(name, device)
+    precision = DTYPES[chosen]
     if precision is torch.float16 and device.type != "cuda":
         raise UsageError("fp16 trains on CUDA only; use --precision bf16 or fp32")
-    if is_slow_in(precision, device) and not learning.suits(model, device, precision):
+    if is_slow_in(chosen, device) and not learning.suits(model, device, precision):
         log.warning(SLOW)
     return precision
 

@@ -83,7 +83,7 @@ def join_processes(device_name: str) -> Processes:
     Raises:
         UsageError: no such device, or fewer GPUs than processes on this machine.
     """
-    device, count = choose_device(device_name), int(os.environ.get("WORLD_SIZE", "1"))
+    device, count = torch.device(str(choose_device(device_name))), int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes(0, 1, device)
     if device.type == "cuda":

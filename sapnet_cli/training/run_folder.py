@@ -18,7 +18,8 @@ from PIL import Image
 from sapnet_cli.data.pictures import Pixels
 from sapnet_cli.errors import CheckpointError, SapnetError, UsageError
 from sapnet_cli.files import write_atomically
-from sapnet_cli.model.checkpoint import save_checkpoint, unpickle
+from sapnet_cli.model.checkpoint import save_checkpoint
+from sapnet_cli.model.released import unpickle
 from sapnet_cli.model.sapnet import SAPNet
 
 try:

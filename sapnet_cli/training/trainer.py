@@ -299,7 +299,8 @@ class Trainer:
         if rainy and model.config.attention:
             engine = Engine(model, EngineConfig(device=str(self.processes.device), precision="fp32"))
             chosen, part = rainy[:: math.ceil(len(rainy) / RAINY_PICTURES)], np.s_[:RAINY_SIDE, :RAINY_SIDE]
-            model.rain_means = engine.rain_means([(each.rainy[part], each.clean[part]) for each in chosen])
+            pairs = [(each.rainy[part], each.clean[part]) for each in chosen]
+            model.rain_means = torch.from_numpy(engine.rain_means(pairs))
         return model
 
     def _card(self, moment: str) -> str:

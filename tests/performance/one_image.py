@@ -118,7 +118,7 @@ def work(name: str, arguments: argparse.Namespace, connection: Connection) -> No
     """One process: runs when it is told to, and says how long it took and what came out."""
     warnings.filterwarnings("ignore")
     model = load_checkpoint(locate_weights(arguments.weights)).eval().requires_grad_(False)
-    device = choose_device(arguments.device)
+    device = torch.device(str(choose_device(arguments.device)))
     rainy = read_picture(arguments.picture)
     runs: dict[str, Callable[[], Run]] = {
         AUTHORS: lambda: authors(model, rainy, device, arguments.stages),
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
-    slow_in_bf16 = is_slow_in(torch.bfloat16, choose_device(arguments.device))
+    slow_in_bf16 = is_slow_in("bf16", choose_device(arguments.device))
     names = [AUTHORS, "sapnet --precision fp32", "sapnet --precision auto"]
     if compiled.is_available() or not slow_in_bf16:
         names.append("sapnet --precision bf16")

@@ -1,0 +1,99 @@
+"""Arrays that C reads and writes: NumPy's, so that to derain a photo PyTorch need not be loaded, or PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array: TypeAlias = NDArray[Any] | Tensor
+    AnyArray = TypeVar("AnyArray", NDArray[Any], Tensor)
+
+BITS = np.dtype(np.uint16)
+"""What holds bfloat16 in NumPy, which does not know it."""
+
+KINDS: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": BITS}
+"""Of values, and what holds them in NumPy."""
+
+ALIGNMENT = 64
+"""Bytes of a line of a cache, which vectors and matrices lie in, and stores past the caches must."""
+
+_names: dict[Any, str] = {dtype: name for name, dtype in KINDS.items()}  # of dtypes that were seen
+
+
+def kind_of(array: Array) -> str:
+    """One of `KINDS`, or what the dtype is called."""
+    name = _names.get(array.dtype)
+    if name is None:
+        called = str(array.dtype).removeprefix("torch.")
+        torch_names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+        name = _names[array.dtype] = torch_names.get(called, called)
+    return name
+
+
+def address(array: Array) -> int:
+    """Where it lies."""
+    return int(array.__array_interface__["data"][0]) if isinstance(array, np.ndarray) else array.data_ptr()
+
+
+def is_contiguous(array: Array) -> bool:
+    """Whether it is in one piece."""
+    return bool(array.flags.c_contiguous) if isinstance(array, np.ndarray) else array.is_contiguous()
+
+
+def contiguous(array: Any) -> Any:
+    """The array, or a copy in one piece."""
+    return np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array.contiguous()
+
+
+def new_like(array: Any, *shape: int) -> Any:
+    """An uninitialised array of the same kind."""
+    return empty(shape, array.dtype) if isinstance(array, np.ndarray) else array.new_empty(shape)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised array that begins where a line of a cache does."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -address(room) % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy that begins where a line of a cache does, in one piece."""
+    copy = empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def to_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Finite values rounded to bfloat16, to the nearest and, in between, the even one."""
+    wide = values.view(np.uint32)
+    return ((wide + (0x7FFF + (wide >> 16 & 1))) >> 16).astype(np.uint16)
+
+
+def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """What bfloat16 stands for."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def of_either(lay: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets what turns a kernel into another array, both NumPy's, take and give a tensor on the CPU as well."""
+
+    @wraps(lay)
+    def laid(weight: Any, *arguments: Any) -> Any:
+        if isinstance(weight, np.ndarray):
+            return aligned(lay(weight, *arguments))
+        import torch
+
+        result = lay(weight.detach().numpy(), *arguments)
+        tensor = torch.from_numpy(result.view(np.int16) if result.dtype == BITS else result)
+        return tensor.view(torch.bfloat16) if result.dtype == BITS else tensor
+
+    return cast(Callable[..., Any], laid)
