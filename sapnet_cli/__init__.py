@@ -12,7 +12,7 @@ __all__ = ["Derainer", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Imports `Derainer`, and torch with it, only when it is asked for."""
+    """Imports `Derainer`, and NumPy with it, only when it is asked for."""
     if name == "Derainer":
         from sapnet_cli.derainer import Derainer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sapnet_cli import cores
-from sapnet_cli.cores import share_cores, usable_cores
+from sapnet_cli.cores import computing_cores, share_cores, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,30 @@ def test_what_the_user_says_stays(
     monkeypatch.setattr(cores, "_visible_cores", lambda: visible)
     share_cores()
     assert environment == {**said, **expected}
+
+
+@pytest.mark.parametrize(
+    ("told", "visible", "quota", "expected"),
+    [
+        (None, {0, 1, 2, 3}, 8, 2),  # two threads a core
+        (None, {0, 2}, 8, 1),
+        (None, {0, 1, 2, 3}, 1, 1),
+        (None, {7, 8, 9}, 8, 3),  # of which the system says nothing
+        ("3", {0, 1, 2, 3}, 8, 3),
+        ("4,2", {0, 1}, 1, 4),
+        ("none", {0, 1}, 8, 2),
+    ],
+)
+def test_a_core_computes_on_one_thread(
+    told: str | None, visible: set[int], quota: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cpu in range(4):
+        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "physical_package_id").write_text("0\n")
+        (topology / "core_id").write_text(f"{cpu % 2}\n")
+    monkeypatch.setattr(cores, "CPUS", tmp_path)
+    monkeypatch.setattr(cores, "usable_cores", lambda: quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: visible, raising=False)
+    monkeypatch.setattr(os, "environ", {} if told is None else {"OMP_NUM_THREADS": told})
+    assert computing_cores.__wrapped__() == expected

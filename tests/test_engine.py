@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from dataclasses import replace
 from typing import Literal
 
@@ -663,6 +664,18 @@ def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_precision("auto", cpu) == expected
         learns_in = torch.bfloat16 if has_bf16 and not in_c else torch.float32
         assert choose_training_precision("auto", cpu, SAPNetConfig(channels=8)) == learns_in
+
+
+@pytest.mark.parametrize(("file", "asks"), [("null", True), ("no-such-file*", False)])
+def test_pytorch_is_asked_for_a_gpu_where_there_may_be_one(
+    file: str, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anywhere but under Linux, and where it is loaded, as it is here."""
+    assert hardware.may_have_gpu()
+    monkeypatch.setattr(hardware, "GPU_FILES", (file,))
+    with monkeypatch.context() as unloaded:
+        unloaded.delitem(sys.modules, "torch")
+        assert hardware.may_have_gpu() == (asks or sys.platform != "linux")
 
 
 def test_a_precision_that_is_slow_here_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

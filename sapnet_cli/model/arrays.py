@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -24,17 +24,18 @@ KINDS: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtyp
 ALIGNMENT = 64
 """Bytes of a line of a cache, which vectors and matrices lie in, and stores past the caches must."""
 
-_names: dict[Any, str] = {dtype: name for name, dtype in KINDS.items()}  # of dtypes that were seen
-
 
 def kind_of(array: Array) -> str:
     """One of `KINDS`, or what the dtype is called."""
-    name = _names.get(array.dtype)
-    if name is None:
-        called = str(array.dtype).removeprefix("torch.")
-        torch_names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-        name = _names[array.dtype] = torch_names.get(called, called)
-    return name
+    return _kind(array.dtype)
+
+
+@cache
+def _kind(dtype: Any) -> str:
+    if isinstance(dtype, np.dtype):
+        return next((name for name, held in KINDS.items() if held == dtype), str(dtype))
+    called = str(dtype).removeprefix("torch.")
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(called, called)
 
 
 def address(array: Array) -> int:
