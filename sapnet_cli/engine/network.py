@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sapnet_cli.engine.forward import Cores
-from sapnet_cli.engine.fused import FusedForward, Pool
+from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.graphs import ReplayedForward
 from sapnet_cli.engine.hardware import Device, fast_float
 from sapnet_cli.engine.insistence import Insistence
-from sapnet_cli.engine.kernels import DTYPES, FusedWeights, Ranging
+from sapnet_cli.engine.kernels import DTYPES, FusedWeights
 from sapnet_cli.engine.pixels import Pixels
-from sapnet_cli.engine.planes import Room
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
 from sapnet_cli.engine.tensors import finite, to_float, to_pixels, to_tensor
 from sapnet_cli.model.checkpoint import build
@@ -66,19 +65,11 @@ class TorchNetwork:
         return self.begin_windows(precision, to_tensor(images), cores, insistence=insistence)
 
     def begin_windows(
-        self,
-        precision: str,
-        rainy: Tensor,
-        cores: Cores | None = None,
-        pool: Pool | None = None,
-        ranging: Ranging | None = None,
-        room: Room | None = None,
-        *,
-        insistence: Insistence | None = None,
+        self, precision: str, rainy: Tensor, *arguments: Any, insistence: Insistence | None = None
     ) -> FusedForward:
-        """The same; for the arguments see `FusedForward`."""
+        """The same of tensors; for the other arguments see `FusedForward`."""
         forward = QuantizedForward if precision == "int8" else FusedForward
-        return forward(self.laid(precision), rainy, cores, pool, ranging, room, insistence=insistence)
+        return forward(self.laid(precision), rainy, *arguments, insistence=insistence)
 
     def insistence(self, at_least: float, known: float) -> Insistence | None:
         """See `Insistence`; None where the network does not know what rain is."""
