@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -48,8 +48,7 @@ def computing_cores() -> int:
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if told.isdigit() and int(told):
         return int(told)
-    visible = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return max(1, min(usable_cores(), len({_core_of(each) for each in visible})))
+    return max(1, min(usable_cores(), len({_core_of(each) for each in _visible_cpus()})))
 
 
 def _core_of(cpu: int) -> tuple[str, ...]:
@@ -76,4 +75,8 @@ def share_cores() -> None:
 
 
 def _visible_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_visible_cpus())
+
+
+def _visible_cpus() -> Collection[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sapnet_cli.model.arrays import kind_of
+from sapnet_cli.model.arrays import name_of
 from sapnet_cli.model.native import lay_for_means
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
 
@@ -90,7 +90,7 @@ class FusedWeights:
     @property
     def precision(self) -> str:
         """What stands for all of it: see `EngineConfig`."""
-        return kind_of(torch.empty(0, dtype=self.dtype))
+        return name_of(self.dtype)
 
     @cached_property
     def embed(self) -> Kernel:

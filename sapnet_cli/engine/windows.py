@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +13,7 @@ from sapnet_cli.engine.kernels import Ranging
 from sapnet_cli.engine.native import NativeForward, NativeNetwork, NativePool
 from sapnet_cli.engine.planes import Room
 from sapnet_cli.engine.progress import Report
-from sapnet_cli.model.arrays import BITS
+from sapnet_cli.model.arrays import as_tensor
 
 
 class NativeWindows:
@@ -53,28 +50,21 @@ class NativeWindows:
     @property
     def residual(self) -> Tensor:
         """What the last estimate adds to the rainy image, (N, H, W, 3), float32."""
-        return to_tensor(self._forward.residual)
+        return as_tensor(self._forward.residual)
 
     @property
     def carried(self) -> tuple[Tensor, ...]:
         """What a unit leaves to the next: hidden and cell state, and residual."""
-        return tuple(map(to_tensor, self._forward.carried))
+        return tuple(map(as_tensor, self._forward.carried))
 
     def unit(self, number: int, report: Report | None = None) -> None:
         """One progressive dilated unit."""
         self._forward.unit(number, report)
 
 
-def to_tensor(array: NDArray[Any]) -> Tensor:
-    """The same values in the same memory."""
-    if array.dtype == BITS:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
 def _of_arrays(pool: Pool) -> NativePool:
     def pooled(means: NDArray[np.float32], areas: NDArray[np.float32]) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = pool(torch.from_numpy(means), torch.from_numpy(areas)).numpy()
+        vector: NDArray[np.float32] = pool(as_tensor(means), as_tensor(areas)).numpy()
         return vector
 
     return pooled

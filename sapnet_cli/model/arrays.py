@@ -27,11 +27,12 @@ ALIGNMENT = 64
 
 def kind_of(array: Array) -> str:
     """One of `KINDS`, or what the dtype is called."""
-    return _kind(array.dtype)
+    return name_of(array.dtype)
 
 
 @cache
-def _kind(dtype: Any) -> str:
+def name_of(dtype: Any) -> str:
+    """The same of a dtype, NumPy's or PyTorch's."""
     if isinstance(dtype, np.dtype):
         return next((name for name, held in KINDS.items() if held == dtype), str(dtype))
     called = str(dtype).removeprefix("torch.")
@@ -84,6 +85,15 @@ def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """The same values in the same memory, to PyTorch."""
+    import torch
+
+    if array.dtype == BITS:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 def of_either(lay: Callable[..., Any]) -> Callable[..., Any]:
     """Lets what turns a kernel into another array, both NumPy's, take and give a tensor on the CPU as well."""
 
@@ -91,10 +101,6 @@ def of_either(lay: Callable[..., Any]) -> Callable[..., Any]:
     def laid(weight: Any, *arguments: Any) -> Any:
         if isinstance(weight, np.ndarray):
             return aligned(lay(weight, *arguments))
-        import torch
-
-        result = lay(weight.detach().numpy(), *arguments)
-        tensor = torch.from_numpy(result.view(np.int16) if result.dtype == BITS else result)
-        return tensor.view(torch.bfloat16) if result.dtype == BITS else tensor
+        return as_tensor(aligned(lay(weight.detach().numpy(), *arguments)))
 
     return cast(Callable[..., Any], laid)

@@ -7,7 +7,7 @@ they had not been rounded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,10 @@ def lay(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
 
     O and I are multiples of `DEEP`.
     """
-    return _lay(weight)
+    outputs, inputs = weight.shape[:2]
+    matrices = round_taps(weight).reshape(outputs // (2 * SIDE), 2, SIDE, inputs // DEEP, DEEP // 2, 2, 9)
+    laid: NDArray[np.uint16] = matrices.transpose(0, 6, 3, 1, 4, 2, 5)
+    return laid
 
 
 @of_either
@@ -71,7 +74,7 @@ def lay_gates(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The kernel of an LSTM's gates, (4 C, I, 3, 3), as `native.recur` takes it: all four of some channels, then on."""
     channels = weight.shape[0] // GATES
     together = weight.reshape(GATES, channels // SIDE, SIDE, *weight.shape[1:]).swapaxes(0, 1)
-    return _lay(together.reshape(weight.shape))
+    return cast(NDArray[np.uint16], lay(together.reshape(weight.shape)))
 
 
 @of_either
@@ -80,13 +83,7 @@ def lay_image(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
     rounded = from_bits(to_bits(np.ascontiguousarray(weight)))
     both = np.zeros((2, SIDE, *weight.shape[1:]), weight.dtype)
     both[0, : len(weight)], both[1, : len(weight)] = rounded, weight - rounded
-    return _lay(both.reshape(2 * SIDE, *weight.shape[1:]))
-
-
-def _lay(weight: NDArray[np.float32]) -> NDArray[np.uint16]:
-    outputs, inputs = weight.shape[:2]
-    matrices = round_taps(weight).reshape(outputs // (2 * SIDE), 2, SIDE, inputs // DEEP, DEEP // 2, 2, 9)
-    return np.ascontiguousarray(matrices.transpose(0, 6, 3, 1, 4, 2, 5))
+    return cast(NDArray[np.uint16], lay(both.reshape(2 * SIDE, *weight.shape[1:])))
 
 
 @of_either

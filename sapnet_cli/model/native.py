@@ -140,7 +140,7 @@ def transform(weight: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """
     (outputs, inputs), together = weight.shape[:2], outputs_together()
     placed = (places(side) @ weight.astype(np.float64).reshape(-1, 9).T).astype(weight.dtype)
-    return np.ascontiguousarray(placed.reshape(-1, outputs // together, together, inputs).swapaxes(2, 3))
+    return placed.reshape(-1, outputs // together, together, inputs).swapaxes(2, 3)
 
 
 def lay_for_means(weight: AnyArray) -> AnyArray:
