@@ -7,10 +7,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
+from threading import Event
+from types import TracebackType
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -33,8 +35,8 @@ Result = TypeVar("Result")
 COMPARE_GAP = 8  # white pixels between before and after
 MAX_BYTES_PER_PIXEL = 16  # of a file: twice what four channels of 16 bits take uncompressed
 MAX_BYTES_BESIDE = 100_000_000  # profiles, previews and the like
-LOOKAHEAD, GPU_LOOKAHEAD = 2, 16
-"""Pictures that are decoded ahead of an engine, and encoded behind it: a GPU outruns several cores."""
+LOOKAHEAD, MOST_LOOKAHEAD = 2, 16
+"""Pictures that are decoded ahead of engines, and encoded behind them, at least and at most."""
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +102,13 @@ def run_jobs(
         options: how files are read and written.
         report: is told how many pictures are computed, in fractions while a large one is under way.
     """
-    on_cpu = engines[0].device.type == "cpu"
-    ahead = LOOKAHEAD * len(engines) if on_cpu else max(LOOKAHEAD, min(GPU_LOOKAHEAD, usable_cores()))
+    cores_each = 4 if engines[0].device.type == "cpu" else 1  # a GPU outruns several
+    ahead = max(LOOKAHEAD, min(MOST_LOOKAHEAD, usable_cores() // cores_each))
     readers = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
     writers = ThreadPoolExecutor(ahead, thread_name_prefix="encode")
     try:
         decoded = _ahead(readers, partial(_read, options=options), jobs, ahead)
-        derained = _derain(decoded, engines, report)
+        derained = _derain(decoded, len(jobs), engines, report)
         yield from _ahead(writers, partial(_write, options=options), derained, ahead)
     finally:
         readers.shutdown(cancel_futures=True)
@@ -165,49 +167,112 @@ def _read_bytes(job: Job, options: FileOptions) -> bytes:
 
 
 def _derain(
-    items: Iterable[_Work | Record], engines: Sequence[Engine], report: Callable[[float], None]
+    items: Iterable[_Work | Record], count: int, engines: Sequence[Engine], report: Callable[[float], None]
 ) -> Iterator[_Work | Record]:
-    """Runs the engines, on several pictures at once where they are alike and an engine wants them so."""
-    engine = engines[0]
-    groups = _groups_alike(items, engine)
-    if len(engines) > 1:
-        yield from _derain_beside(groups, engines, report)
-        return
-    computed = 0
-    for group in groups:  # in this thread, so that Ctrl-C need not wait for a large picture
-        if isinstance(group, Record):
-            yield group
-            computed += 1
-        else:
-            size, done = len(group), computed
-            yield from _derain_group(group, engine, lambda fraction: report(done + size * fraction))  # noqa: B023
-            computed += size
+    """Runs the engines over so many items, on several at once where they are alike and an engine wants them so.
+
+    What has all cores to itself is computed in this thread, so that Ctrl-C need not wait for a large picture.
+    """
+    computed, left = 0, count
+
+    def told(results: Sequence[_Work | Record]) -> Sequence[_Work | Record]:
+        nonlocal computed
+        computed += len(results)
         report(computed)
+        return results
+
+    with _Crew(engines) as crew:
+        for group in _groups_alike(items, engines[0]):
+            if isinstance(group, Record):
+                left -= 1
+                crew.pass_by(group)
+            else:
+                left -= len(group)
+                beside = crew.wait_for_room(group, left)
+                if beside > 1:
+                    crew.begin(group, beside)
+            for results in crew.finished():
+                yield from told(results)
+            if isinstance(group, list) and beside == 1:  # and all others are finished
+                done, size = computed, len(group)
+                yield from told(_derain_group(group, engines[0], lambda part: report(done + size * part)))  # noqa: B023
+        for results in crew.finished(wait_for_all=True):
+            yield from told(results)
 
 
-def _derain_beside(
-    groups: Iterable[list[_Work] | Record], engines: Sequence[Engine], report: Callable[[float], None]
-) -> Iterator[_Work | Record]:
-    """Each group by whichever engine is idle."""
-    idle: SimpleQueue[Engine] = SimpleQueue()
-    for engine in engines:
-        idle.put(engine)
+class _StoppedError(Exception):
+    """Nobody waits for what is computed any more."""
 
-    def derain(group: list[_Work] | Record) -> list[_Work | Record]:
-        if isinstance(group, Record):
-            return [group]
-        engine = idle.get()
+
+class _Crew:
+    """Engines that compute groups of pictures at the same time, and what comes of them, in order.
+
+    One that computes on a CPU has several groups, of small pictures, each by a share of the cores.
+
+    Attributes:
+        busy: with how many groups they are.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        """Takes one or several."""
+        self._engine, self._several = engines[0], len(engines) > 1
+        self._most = len(engines) if self._several else self._engine.beside(1, 1)
+        self._idle: SimpleQueue[Engine] = SimpleQueue()
+        for place in range(self._most):
+            self._idle.put(engines[place % len(engines)])
+        self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="derain")
+        self._begun: deque[Future[list[_Work | Record]]] = deque()
+        self._stopped = Event()
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._threads.shutdown(cancel_futures=True)
+
+    @property
+    def busy(self) -> int:
+        return sum(not each.done() for each in self._begun)
+
+    def wait_for_room(self, group: Sequence[_Work], left: int) -> int:
+        """Waits until another group can be begun, after which so many pictures are left.
+
+        Returns:
+            How many groups will be computed at the same time, this one included.
+        """
+        room = self._most if self._several else self._engine.beside(*group[0].rainy.rgb.shape[:2])
+        while self.busy >= room:
+            wait([each for each in self._begun if not each.done()], return_when=FIRST_COMPLETED)
+        return min(room, self.busy + 1 + left)
+
+    def begin(self, group: Sequence[_Work], beside: int) -> None:
+        """Computes a group, of which so many are computed at the same time."""
+        self._begun.append(self._threads.submit(self._derain, group, 1 if self._several else beside))
+
+    def pass_by(self, record: Record) -> None:
+        """Takes what is not computed, and comes in its turn, too."""
+        known: Future[list[_Work | Record]] = Future()
+        known.set_result([record])
+        self._begun.append(known)
+
+    def finished(self, wait_for_all: bool = False) -> Iterator[list[_Work | Record]]:
+        """What comes of the first groups that nobody has taken yet, up to one that is not finished."""
+        while self._begun and (wait_for_all or self._begun[0].done()):
+            yield self._begun.popleft().result()
+
+    def _derain(self, group: Sequence[_Work], beside: int) -> list[_Work | Record]:
+        engine = self._idle.get()
         try:
-            return _derain_group(group, engine, lambda fraction: None)
+            return _derain_group(group, engine, self._go_on, beside)
         finally:
-            idle.put(engine)
+            self._idle.put(engine)
 
-    computed = 0
-    with ThreadPoolExecutor(len(engines), thread_name_prefix="derain") as executor:
-        for results in _ahead(executor, derain, groups, len(engines)):
-            computed += len(results)
-            report(computed)
-            yield from results
+    def _go_on(self, fraction: float) -> None:
+        if self._stopped.is_set():
+            raise _StoppedError
 
 
 def _groups_alike(items: Iterable[_Work | Record], engine: Engine) -> Iterator[list[_Work] | Record]:
@@ -227,13 +292,15 @@ def _groups_alike(items: Iterable[_Work | Record], engine: Engine) -> Iterator[l
         yield group
 
 
-def _derain_group(group: Sequence[_Work], engine: Engine, report: Callable[[float], None]) -> list[_Work | Record]:
+def _derain_group(
+    group: Sequence[_Work], engine: Engine, report: Callable[[float], None], beside: int = 1
+) -> list[_Work | Record]:
     start = time.perf_counter()
     try:
-        results = engine.derain_batch([work.rainy.rgb for work in group], report)
+        results = engine.derain_batch([work.rainy.rgb for work in group], report, beside)
     except (SapnetError, RuntimeError, MemoryError, OSError) as error:  # the last of the disk that tiles wait on
         if len(group) > 1:
-            return [result for work in group for result in _derain_group([work], engine, report)]
+            return [result for work in group for result in _derain_group([work], engine, report, beside)]
         log.debug("failed", exc_info=True)
         known = isinstance(error, SapnetError)
         reason = str(error) if known else f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"

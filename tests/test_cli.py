@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,6 @@ from sapnet_cli.cli.output import hear_signals as hear_in_command
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pixels import Pixels
-from sapnet_cli.engine.progress import Report
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
 from sapnet_cli.imaging.read import decode, segment
 from sapnet_cli.imaging.write import encode, writable_formats
@@ -455,11 +456,12 @@ def test_memory_that_ends_before_the_engine_costs_one_picture(
 def test_a_disk_that_fails_within_the_engine_costs_one_picture(
     photos: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    derain = Engine.derain_batch
+    derain, calls = Engine.derain_batch, count()
 
-    def broken(engine: Engine, images: list[Pixels], report: Report) -> list[Pixels]:
-        monkeypatch.setattr(Engine, "derain_batch", derain)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def broken(engine: Engine, *arguments: Any) -> list[Pixels]:
+        if next(calls) == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return derain(engine, *arguments)
 
     monkeypatch.setattr(Engine, "derain_batch", broken)
     result = invoke("derain", photos, "-o", tmp_path / "clean", "-w", tiny, code=1)

@@ -21,6 +21,9 @@ GPU_PIXELS = 2**20
 EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 """Up to so many pixels, and so much of what is free, a picture is computed in one; tiles take longer."""
 
+BESIDE_SHARE = 1 / 16
+"""Of what is free, for pictures that are computed at the same time, if that is more than one may take anyway."""
+
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
 
@@ -59,6 +62,12 @@ class Budget:
         if self._config.tile != "auto":
             return needed <= min(CPU_BUDGET, self._bytes(of_pixels))
         return of_pixels <= EXACT_PIXELS and needed <= free_memory(self._device) * EXACT_SHARE
+
+    def beside(self, height: int, width: int) -> int:
+        """How many pictures of a size have room beside each other in memory, each computed in one."""
+        free = free_memory(self._device)
+        room = min(max(CPU_BUDGET, free * BESIDE_SHARE), free / 4)
+        return int(room / stored_bytes(self._channels, self._precision, height * width))
 
     def pixels(self, of_pixels: int) -> int:
         """Pixels of all windows of one forward."""

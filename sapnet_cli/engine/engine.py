@@ -30,6 +30,7 @@ from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
+from sapnet_cli.model import compiled
 from sapnet_cli.model.weights import Weights
 
 if TYPE_CHECKING:
@@ -102,16 +103,20 @@ class Engine:
         """
         return self.derain_batch([image])[0]
 
-    def derain_batch(self, images: Sequence[Pixels], report: Report | None = None) -> list[Pixels]:
+    def derain_batch(self, images: Sequence[Pixels], report: Report | None = None, beside: int = 1) -> list[Pixels]:
         """Derains several pictures; neighbours of one size share a forward.
 
         Args:
             images: each as for `derain`.
             report: is told of the progress, which takes minutes for a large picture.
+            beside: by how many of its calls, this one included, a CPU is shared: see `Engine.beside`.
 
         Returns:
             New arrays, as from `derain`, which raises the same errors.
         """
+        if beside > 1:
+            with compiled.on_threads(max(1, compiled.threads() // beside)):
+                return self.derain_batch(images, report)
         for image in images:
             _check(image)
         results: list[Pixels] = []
@@ -166,6 +171,16 @@ class Engine:
             return 1
         tile, batch = self._budget.plan(height, width, height * width)
         return batch if tile == 0 or max(height, width) <= tile else 1
+
+    def beside(self, height: int, width: int) -> int:
+        """How many pictures of a size take least time at the same time, each by its share of the cores; often 1.
+
+        Threads that share a picture wait for each other at the end of each layer, and no other thread may take a core
+        from them without all of them waiting for it.
+        """
+        if not is_native(self._weights.config, self.device, self.precision):
+            return 1
+        return max(1, min(compiled.threads(), self._budget.beside(height, width)))
 
     def _derain_levels(
         self, images: Sequence[Pixels], rain: Sequence[float], of_pixels: int, report: Report

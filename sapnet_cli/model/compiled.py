@@ -9,7 +9,9 @@ import ctypes
 import hashlib
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -23,6 +25,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
 """The system call by which a process on x86 asks for the registers of AMX."""
+
+
+_SHARE: ContextVar[int | None] = ContextVar("share", default=None)
+"""Of the threads, what `on_threads` leaves to this one."""
 
 
 def _has(*names: str) -> bool:
@@ -62,7 +68,7 @@ class Program:
     Attributes:
         lanes: floats of a vector.
         multiplies_matrices: whether it has `c/matrices.c`, for bfloat16.
-        run: runs a function of it on a job, at an address, on all threads.
+        run: runs a function of it on a job, at an address, on all threads, or as many as `on_threads` says.
         call: the same on this thread.
     """
 
@@ -113,7 +119,11 @@ def load_program(instructions: str) -> Program | None:
     in_parallel.restype = None
 
     def run(function: str, job: int) -> None:
-        in_parallel(ctypes.cast(getattr(library, function), ctypes.c_void_p), job, threads(), 0)
+        number = _SHARE.get() or threads()
+        if number == 1:
+            call(function, job)
+        else:
+            in_parallel(ctypes.cast(getattr(library, function), ctypes.c_void_p), job, number, 0)
 
     def call(function: str, job: int) -> None:
         getattr(library, function)(ctypes.c_void_p(job))
@@ -138,8 +148,18 @@ def find_openmp() -> ctypes.CDLL:
     return ctypes.CDLL(torch._C.__file__)  # finds it among what that is linked with
 
 
+@contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """Within, what this thread computes by `Program.run` is computed on so many, as others compute beside it."""
+    before = _SHARE.set(number)
+    try:
+        yield
+    finally:
+        _SHARE.reset(before)
+
+
 def threads() -> int:
-    """On how many `Program.run` computes: as many as PyTorch does, if it is loaded."""
+    """On how many `Program.run` computes where nothing else does: as many as PyTorch does, if it is loaded."""
     get_num_threads = getattr(sys.modules.get("torch"), "get_num_threads", None)
     return computing_cores() if get_num_threads is None else int(get_num_threads())
 
