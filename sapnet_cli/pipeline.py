@@ -20,6 +20,7 @@ import numpy as np
 from sapnet_cli.cores import usable_cores
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pixels import mean_change
+from sapnet_cli.engine.progress import StoppedError
 from sapnet_cli.errors import ImageError, SapnetError
 from sapnet_cli.files import exists, make_folder, read, size_in_bytes, standard_stream, write_atomically
 from sapnet_cli.imaging.jobs import Job
@@ -200,10 +201,6 @@ def _derain(
             yield from told(results)
 
 
-class _StoppedError(Exception):
-    """Nobody waits for what is computed any more."""
-
-
 class _Crew:
     """Engines that compute groups of pictures at the same time, and what comes of them, in order.
 
@@ -272,7 +269,7 @@ class _Crew:
 
     def _go_on(self, fraction: float) -> None:
         if self._stopped.is_set():
-            raise _StoppedError
+            raise StoppedError
 
 
 def _groups_alike(items: Iterable[_Work | Record], engine: Engine) -> Iterator[list[_Work] | Record]:

@@ -8,8 +8,9 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -25,6 +26,8 @@ from conftest import (
     random_pixels,
     stepped,
 )
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from sapnet_cli.engine import rows
@@ -33,6 +36,7 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.hardware import choose_precision
 from sapnet_cli.engine.native import lay_attention
 from sapnet_cli.model import compiled, native
+from sapnet_cli.model.arrays import as_array
 from sapnet_cli.model.native import lay_for_means
 from sapnet_cli.model.sapnet import ChannelResidualAttention
 
@@ -381,22 +385,28 @@ def test_its_rows_in_a_file(channels: int, kind: torch.dtype) -> None:
     if kind == torch.float32:
         values[2, 3, 0], stored = float("nan"), torch.float16
     pixel = channels * stored.itemsize
+
+    def new(fill: float, *shape: int) -> tuple[Tensor, NDArray[Any]]:
+        """The same values as both."""
+        tensor = torch.full((*shape, channels), fill).to(kind)
+        return tensor, as_array(tensor)
+
     with tempfile.TemporaryFile(buffering=0) as file:
         lines = rows.Lines(file.fileno(), 9, 20 * pixel)
-        beside = torch.full((9, 20, channels), 5.0).to(kind)
-        rows.write_rows(beside, lines, 0, 0)
-        rows.write_rows(values[:, 2:10], lines, 5, 4 * pixel)
-        given = torch.empty(9, 20, channels, dtype=kind)
-        rows.read_rows(given, lines, 0, 0)
+        beside, written = new(5, 9, 20)
+        rows.write_rows(written, lines, 0, 0)
+        rows.write_rows(as_array(values)[:, 2:10], lines, 5, 4 * pixel)
+        given, read = new(0, 9, 20)
+        rows.read_rows(read, lines, 0, 0)
         beside[torch.tensor([5, 6, 7, 8, 0, 1, 2]), 4:12] = values[:, 2:10]
         assert torch.equal(given.to(stored).view(torch.uint8), beside.to(stored).view(torch.uint8))
-        part = torch.zeros(3, 30, channels, dtype=kind)
-        rows.read_rows(part[:, 5:13], lines, 13, 4 * pixel)
+        part, read = new(0, 3, 30)
+        rows.read_rows(read[:, 5:13], lines, 13, 4 * pixel)
         assert torch.equal(part[:, 5:13], given[4:7, 4:12])
         assert not part[:, :5].any()
         assert not part[:, 13:].any()
-        beyond = torch.ones(2, 20, channels, dtype=kind)
-        rows.read_rows(beyond, rows.Lines(file.fileno(), 100, 20 * pixel), 8, 0)
+        beyond, read = new(1, 2, 20)
+        rows.read_rows(read, rows.Lines(file.fileno(), 100, 20 * pixel), 8, 0)
         assert torch.equal(beyond[0], given[8])
         assert not beyond[1].any()
 
@@ -425,13 +435,13 @@ def test_its_change_of_residuals(in_bytes: bool) -> None:
 
 @needs_native
 def test_files_that_fail_are_said() -> None:
-    values = torch.ones(2, 4, 8)
+    values = np.ones((2, 4, 8), np.float32)
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
         rows.write_rows(values, rows.Lines(full.fileno(), 2, 64), 0, 0)
     with Path(__file__).open("rb") as only_read, pytest.raises(OSError, match="Bad file descriptor"):
         rows.write_rows(values, rows.Lines(only_read.fileno(), 2, 64), 0, 0)
     with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="rows are in pieces"):
-        rows.write_rows(values.permute(0, 2, 1), rows.Lines(file.fileno(), 2, 64), 0, 0)
+        rows.write_rows(values.transpose(0, 2, 1), rows.Lines(file.fileno(), 2, 64), 0, 0)
 
 
 @needs_native

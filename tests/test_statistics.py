@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from sapnet_cli.engine.statistics import (
@@ -20,52 +19,56 @@ from sapnet_cli.engine.tiles import Tile, plan_tiles
 from sapnet_cli.model import compiled
 
 
-def vector(*values: float) -> torch.Tensor:
-    return torch.tensor(values)
+def vector(*values: float) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+def rows(*values: list[float]) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
 
 
 def test_a_sample_pools_to_its_own_mean() -> None:
     """Of which larger windows are more."""
     areas = vector(10, 30)
     pool = SamplePool()
-    first, second = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 0.0], [5.0, 8.0]])
-    assert pool(first, areas).equal(vector(2.5, 3.5))
-    assert pool(second, areas).equal(vector(5, 6))
+    first, second = rows([1, 2], [3, 4]), rows([5, 0], [5, 8])
+    assert pool(first, areas).tolist() == [2.5, 3.5]
+    assert pool(second, areas).tolist() == [5, 6]
     assert [each.tolist() for each in pool.vectors] == [[2.5, 3.5], [5, 6]]
-    assert pool.windows == [first, second]
+    assert [id(each) for each in pool.windows] == [id(first), id(second)]
 
 
 def test_a_sample_changes_as_the_image_does() -> None:
     """From what was found of the image, by as much as the windows' values changed; nothing found is as zero."""
     areas = vector(1, 1)
-    before = [(torch.tensor([[1.0], [1.0]]), vector(2)), (torch.tensor([[4.0], [4.0]]), vector(3))]
+    before = [(rows([1], [1]), vector(2)), (rows([4], [4]), vector(3))]
     pool = SamplePool(before)
-    assert [float(pool(torch.tensor([[9.0], [11.0]]), areas)) for _ in range(3)] == pytest.approx([11, 9, 10])
+    assert [float(pool(rows([9], [11]), areas)[0]) for _ in range(3)] == pytest.approx([11, 9, 10])
 
 
 def test_windows_that_the_image_has_more_of_weigh_more() -> None:
     """Half of the sample is sky, but only a fifth of the image: what is to come is told by that."""
-    random = torch.Generator().manual_seed(0)
-    sky = torch.tensor([0.0, 1.0]).repeat(8)[:, None]
-    before = sky * vector(2, 1, 0) + 0.01 * torch.rand(16, 3, generator=random)
-    image = 0.2 * vector(2, 1, 0) + 0.005
-    areas = torch.ones(16)
+    random = np.random.default_rng(0)
+    sky = np.tile(vector(0, 1), 8)[:, None]
+    before = sky * vector(2, 1, 0) + random.uniform(0, 0.01, (16, 3)).astype(np.float32)
+    image = np.float32(0.2) * vector(2, 1, 0) + np.float32(0.005)
+    areas = np.ones(16, np.float32)
     weights = calibrate([(before, image)], areas)
     assert float(weights.sum()) == pytest.approx(1)
-    assert float(weights @ sky) == pytest.approx(0.2, abs=0.05)
+    assert float((weights @ sky)[0]) == pytest.approx(0.2, abs=0.05)
     after = sky * vector(1, 5, 3)
     expected = image + 0.2 * vector(1, 5, 3) - 0.2 * vector(2, 1, 0)
     found = SamplePool([(before, image)])(after, areas)
-    plain = image + (after - before).mean(dim=0)
-    assert float((found - expected).norm()) < 0.2 * float((plain - expected).norm())
+    plain = image + (after - before).mean(axis=0)
+    assert np.linalg.norm(found - expected) < 0.2 * np.linalg.norm(plain - expected)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("found", [9.0, float("nan"), float("inf")])
 def test_windows_that_tell_nothing_weigh_what_their_areas_do(count: int, found: float) -> None:
-    areas = torch.arange(1.0, 1 + count)
-    weights = calibrate([(torch.ones(count, 5), torch.full((5,), found))], areas)
-    torch.testing.assert_close(weights, areas / areas.sum())
+    areas = np.arange(1, 1 + count, dtype=np.float32)
+    weights = calibrate([(np.ones((count, 5), np.float32), vector(*5 * [found]))], areas)
+    np.testing.assert_allclose(weights, areas / areas.sum(), rtol=1e-6)
 
 
 def test_the_image_is_measured_by_area() -> None:
@@ -73,6 +76,11 @@ def test_the_image_is_measured_by_area() -> None:
     for area, means in ((30, (vector(2, 0), vector(1, 5))), (10, (vector(6, 4), vector(5, 9)))):
         assert [pool(mean[None], vector(area)).tolist() for mean in means] == [[1, 1], [0, 5]]
     assert [mean.tolist() for mean in pool.means] == [[3, 1], [2, 6]]
+    both = MeasuringPool([vector(1, 1), vector(0, 5)])
+    for each in (vector(7, 5), vector(6, 6)):
+        both(each[None], vector(40))
+    both.add(pool)
+    assert [mean.tolist() for mean in both.means] == [[5, 3], [4, 6]]
 
 
 def test_a_sample_has_smooth_and_textured_parts() -> None:
@@ -114,20 +122,25 @@ def test_a_change_of_residuals_is_found_and_repeated(
     """Also of grey pictures, whose channels do not tell themselves apart, and where nothing is compiled."""
     if not in_c:
         monkeypatch.setattr(compiled, "find_program", lambda: None)
-    random = torch.Generator().manual_seed(0)
-    colours = torch.rand(2, 40, 7, channels, generator=random).expand(2, 40, 7, 3)
-    rainy = (colours * 255).to(torch.uint8) if in_bytes else colours
-    before = torch.rand(2, 40, 7, channels, generator=random).expand(2, 40, 7, 3) - 0.5
-    seen = rainy / 255 if in_bytes else rainy
-    after = before * 0.9 + before.flip(3) * 0.05 + seen * 0.1 + torch.tensor([0.01, 0.02, 0.03])
+    random = np.random.default_rng(0)
+    shape = 2, 40, 7, 3
+
+    def grey_or_colours() -> NDArray[np.float32]:
+        return np.broadcast_to(random.random((*shape[:3], channels), np.float32), shape).copy()
+
+    colours = grey_or_colours()
+    rainy = (colours * 255).astype(np.uint8) if in_bytes else colours
+    before = grey_or_colours() - np.float32(0.5)
+    seen = rainy.astype(np.float32) / (255 if in_bytes else 1)
+    after = before * 0.9 + before[..., ::-1] * 0.05 + seen * 0.1 + vector(0.01, 0.02, 0.03)
+    after = after.astype(np.float32)
     change = residual_change(rainy, before, after)
     assert change is not None
-    mended = before.clone()
+    mended = before.copy()
     change.add_to(mended, rainy)
-    torch.testing.assert_close(mended, after, rtol=0, atol=1e-5)
-    far = before + 100  # of what no window has
+    np.testing.assert_allclose(mended, after, rtol=0, atol=1e-5)
+    far = before + np.float32(100)  # of what no window has
     change.add_to(far, rainy)
-    assert (
-        (far - before - 100).abs().amax(dim=(0, 1, 2)).allclose((after - before).abs().amax(dim=(0, 1, 2)), atol=1e-4)
-    )
-    assert residual_change(rainy, before, after / 0) is None
+    most = np.abs(after - before).max(axis=(0, 1, 2))
+    np.testing.assert_allclose(np.abs(far - before - 100).max(axis=(0, 1, 2)), most, rtol=0, atol=1e-4)
+    assert residual_change(rainy, before, after * np.float32("inf")) is None

@@ -4,63 +4,102 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_model, random_pixels
-from torch import Tensor
+from conftest import needs_native, random_model, random_pixels
+from numpy.typing import NDArray
 
+from sapnet_cli.engine import tiled
+from sapnet_cli.engine.budget import Budget
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
-from sapnet_cli.engine.fused import FusedForward
-from sapnet_cli.engine.kernels import FusedWeights
-from sapnet_cli.engine.tiled import CarriedState, Ring
-from sapnet_cli.engine.tiles import Tile, TilePlan, plan_tiles
+from sapnet_cli.engine.progress import Report, work_beside
+from sapnet_cli.engine.tiled import CarriedState
+from sapnet_cli.engine.tiles import plan_tiles
 from sapnet_cli.errors import OutOfMemoryError
 from sapnet_cli.model import compiled
+from sapnet_cli.model.arrays import KINDS
 
-CPU = torch.device("cpu")
-
-
-def window(weights: FusedWeights, plan: TilePlan) -> FusedForward:
-    return FusedForward(weights, torch.zeros(1, *plan.window, 3, dtype=torch.uint8))
+SIZES = 70, 90
 
 
-def picture(generation: int, channel: int) -> Tensor:
-    """What one plane carries of a picture of 70x90; exact in half precision."""
-    rows, columns = torch.arange(70).view(-1, 1, 1), torch.arange(90).view(1, -1, 1)
-    return ((rows * 7 + columns * 3 + generation * 31 + channel) % 512).float()
+def picture(generation: int, channels: int) -> NDArray[np.float32]:
+    """What one plane carries of a picture; exact in half precision."""
+    rows, columns, channel = np.ogrid[: SIZES[0], : SIZES[1], :channels]
+    return ((rows * 7 + columns * 3 + generation * 31 + channel) % 512).astype(np.float32)
 
 
-def expect(forward: FusedForward, plan: TilePlan, tile: Tile, generation: int) -> None:
-    for index, plane in enumerate(forward.carried):
-        assert plane[0].equal(picture(generation, index)[plan.seen(tile)].expand(*plan.window, plane.shape[3]))
-
-
-@pytest.mark.parametrize("channels", [32, 5])
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("in_c", [True, False])
-def test_units_do_not_overwrite_what_is_still_read(channels: int, in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_do_not_overwrite_what_is_still_read(kind: str, in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not in_c:
         monkeypatch.setattr(compiled, "is_available", lambda: False)
-    weights = FusedWeights(random_model(channels=channels, reduction=1), torch.float32, CPU)
-    plan = plan_tiles(70, 90, 40, 8)
+    plan = plan_tiles(*SIZES, 40, 8)
     assert len({tile.rows for tile in plan.tiles}) > 2
+    kinds = (KINDS[kind], 32), (KINDS[kind], 5), (KINDS["fp32"], 3)
     with CarriedState(plan) as carried:
         for generation in range(7):
             for tile in plan.tiles:
-                forward = window(weights, plan)
+                planes = tuple(np.zeros((1, *plan.window, channels), dtype) for dtype, channels in kinds)
                 if generation:
-                    carried.read(forward, plan, [tile])
-                    expect(forward, plan, tile, generation - 1)
-                for index, plane in enumerate(forward.carried):
-                    plane.fill_(-1)  # what is not the core is not to be taken
-                    plane[0][tile.core_in_window] = picture(generation, index)[tile.core]
-                carried.write(forward, [tile])
+                    carried.read(planes, plan, [tile])
+                for plane in planes:
+                    if generation:
+                        expected = picture(generation - 1, plane.shape[3])[plan.seen(tile)]
+                        assert np.array_equal(plane[0].astype(np.float32), expected)
+                    plane.fill(9)  # what is not the core is not to be taken
+                    plane[0][tile.core_in_window] = picture(generation, plane.shape[3])[tile.core]
+                carried.write(planes, [tile])
             carried.next_unit()
+
+
+@needs_native
+@pytest.mark.parametrize("beside", [2, 3])
+def test_tiles_at_the_same_time_give_what_one_by_one_do(beside: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, whichever is done first."""
+    image = random_pixels(150, 170)
+    config = EngineConfig(device="cpu", precision="fp16", tile=64, overlap=12, insist=1.0)
+    model = random_model(channels=32, stages=3)
+    model.rain_means = torch.rand(2, 3, 4, 32, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(compiled, "threads", lambda: 3)
+    monkeypatch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
+    results, most = [], []
+
+    def work(works: Sequence[Callable[[Report], None]], number: int, report: Report) -> None:
+        most.append(number)
+        work_beside(works, number, report)
+
+    monkeypatch.setattr(tiled, "work_beside", work)
+    for number in (1, beside):
+        monkeypatch.setattr(Budget, "tiles_beside", lambda *arguments, number=number: number)
+        results.append(Engine(model, config).derain(image))
+    assert set(most) == {1, beside}
+    assert np.array_equal(*results)
+
+
+@needs_native
+def test_a_tile_that_fails_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "threads", lambda: 2)
+    monkeypatch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
+    monkeypatch.setattr(Budget, "tiles_beside", lambda *arguments: 2)
+    calls = count()
+    real = CarriedState.write
+
+    def write(carried: CarriedState, *arguments: Any) -> None:
+        if next(calls) == 3:
+            raise OutOfMemoryError("the disk is full")
+        real(carried, *arguments)
+
+    monkeypatch.setattr(CarriedState, "write", write)
+    engine = Engine(random_model(channels=32), EngineConfig(device="cpu", precision="fp32", tile=48, overlap=8))
+    with pytest.raises(OutOfMemoryError, match="the disk is full"):
+        engine.derain(random_pixels(200, 200))
+    assert next(calls) < 10
 
 
 def test_without_attention_tiles_are_the_whole() -> None:
@@ -73,33 +112,6 @@ def test_without_attention_tiles_are_the_whole() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
             assert float(np.abs(Engine(model, config).derain(image) - whole).max()) < 2e-3
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted by Linux")
-@pytest.mark.parametrize("in_c", [True, False])
-def test_threads_that_wait_for_the_disk_start_no_others(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More threads than cores, and all of OpenMP's sleep whenever they wait for each other."""
-    if in_c and not compiled.is_available():
-        pytest.skip("not compiled, or no x86 CPU with AVX2")
-    monkeypatch.setattr(compiled, "is_available", lambda: in_c)
-    ring, lines = Ring(300, 400, torch.zeros(1, 1, 1, 32)), torch.rand(300, 400, 32)
-
-    def threads_after(work: Callable[[], object]) -> int:
-        work()
-        return len(list(Path("/proc/self/task").iterdir()))
-
-    def round_trip() -> None:
-        ring.write(0, 0, lines)
-        ring.read(0, 0, read)
-
-    read = torch.zeros_like(lines)
-    with ThreadPoolExecutor(1) as pool, ring.file:
-        before, after, shared_out = (
-            pool.submit(threads_after, work).result() for work in (bool, round_trip, lambda: lines.half())
-        )
-    assert after == before
-    assert shared_out > before or torch.get_num_threads() == 1
-    assert read.equal(lines.half().float())
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room on the disk is not asked for here")

@@ -5,15 +5,22 @@ from __future__ import annotations
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.hardware import PRECISIONS, AnyDevice, free_memory
 from sapnet_cli.engine.planes import stored_bytes
+from sapnet_cli.model import compiled
 
 VALUES_PER_PIXEL = 400
 """Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
 
-CPU_BUDGET, GPU_SHARE = 7 * 2**27, 0.6
-"""For one tile: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
+CPU_BUDGET, GPU_SHARE = 9 * 2**27, 0.6
+"""For the tiles at hand: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
 
-INT8_SHARE = 5 / 7
-"""Of `CPU_BUDGET`, in int8, whose convolutions take more beside their planes."""
+LEAST_SHARE = 3 / 8
+"""Of it, whatever the result takes."""
+
+TORCH_SHARE, INT8_SHARE = 7 / 9, 5 / 9
+"""Of `CPU_BUDGET`, where PyTorch computes, which is large itself; in int8 its convolutions take more beside planes."""
+
+TILE_PIXELS = 2**20
+"""Tiles that are computed at the same time are to have so many pixels each: of smaller ones more is context."""
 
 GPU_PIXELS = 2**20
 """Up to so many pixels go to a GPU at once by the plain network, whose kernels are few; they keep a large one busy."""
@@ -34,9 +41,12 @@ class Budget:
     its finest one would.
     """
 
-    def __init__(self, channels: int, config: EngineConfig, device: AnyDevice, precision: str) -> None:
-        """Takes what the engine has chosen."""
+    def __init__(
+        self, channels: int, config: EngineConfig, device: AnyDevice, precision: str, native: bool = False
+    ) -> None:
+        """Takes what the engine has chosen, and whether it is computed in C."""
         self._channels, self._config, self._device, self._precision = channels, config, device, precision
+        self._native = native
 
     def plan(self, height: int, width: int, of_pixels: int) -> tuple[int, int]:
         """Tile, 0 for the whole image, and batch size for pictures of a size."""
@@ -47,7 +57,8 @@ class Budget:
         elif height * width <= affordable // together or self.is_exact(height, width, of_pixels):
             tile = 0
         else:
-            side = int((affordable / together) ** 0.5) // 32 * 32
+            beside = self.tiles_beside(TILE_PIXELS, of_pixels)
+            side = int((affordable / (together * beside)) ** 0.5) // 32 * 32
             tile = max(min(side, LARGEST_TILE), SMALLEST_TILE, 3 * self._config.overlap)
         if self._config.batch_size != "auto":
             return tile, self._config.batch_size
@@ -63,11 +74,19 @@ class Budget:
             return needed <= min(CPU_BUDGET, self._bytes(of_pixels))
         return of_pixels <= EXACT_PIXELS and needed <= free_memory(self._device) * EXACT_SHARE
 
-    def beside(self, height: int, width: int) -> int:
-        """How many pictures of a size have room beside each other in memory, each computed in one."""
+    def pictures_beside(self, height: int, width: int) -> int:
+        """How many pictures of a size are best computed at the same time, each in one."""
         free = free_memory(self._device)
         room = min(max(CPU_BUDGET, free * BESIDE_SHARE), free / 4)
-        return int(room / stored_bytes(self._channels, self._precision, height * width))
+        return self._beside(room / stored_bytes(self._channels, self._precision, height * width))
+
+    def tiles_beside(self, tile_pixels: int, of_pixels: int) -> int:
+        """The same of tiles with so many pixels."""
+        return self._beside(self.pixels(of_pixels) / tile_pixels)
+
+    def _beside(self, have_room: float) -> int:
+        """PyTorch has all cores at work on one."""
+        return max(1, min(compiled.threads(), int(have_room))) if self._native else 1
 
     def pixels(self, of_pixels: int) -> int:
         """Pixels of all windows of one forward."""
@@ -84,6 +103,6 @@ class Budget:
         free = free_memory(self._device)
         if self._device.type == "cuda":
             return free * GPU_SHARE
-        budget = CPU_BUDGET * (INT8_SHARE if self._precision == "int8" else 1)
+        budget = CPU_BUDGET * (1 if self._native else INT8_SHARE if self._precision == "int8" else TORCH_SHARE)
         # the result grows beside the tiles: of three bytes a pixel most often
-        return min(max(budget - 3 * of_pixels, budget / 2), free / 4)
+        return min(max(budget - 3 * of_pixels, budget * LEAST_SHARE), free / 4)

@@ -28,6 +28,8 @@ from sapnet_cli.engine.native import NativeNetwork, is_native
 from sapnet_cli.engine.pixels import Pixels, mean_change, to_batch, to_float, to_pixels
 from sapnet_cli.engine.progress import Report, in_groups, part_of
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
+from sapnet_cli.engine.statistics import choose_sample
+from sapnet_cli.engine.tiled import TiledForward, Windows
 from sapnet_cli.engine.tiles import TilePlan, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model import compiled
@@ -76,15 +78,16 @@ class Engine:
             raise UsageError("insist: these weights do not say what rain is to them; leave it out")
         if self.config.insist and self.stages == 1:
             raise UsageError("insist: the first unit only looks how much it rains; run 2 stages or more")
+        native = is_native(model.config, self.device, self.precision)
         self._insist, self._insisting = 0.0, None
         if self.config.insist == "auto":
             self._insisting = Engine(model, replace(self.config, insist=THEN_INSISTED))  # warns for both
         else:
             self._insist = self.config.insist
-            if not is_native(model.config, self.device, self.precision) and is_slow_in(self.precision, self.device):
+            if not native and is_slow_in(self.precision, self.device):
                 log.warning(SLOW)
         self._weights = model
-        self._budget = Budget(model.config.channels, self.config, self.device, self.precision)
+        self._budget = Budget(model.config.channels, self.config, self.device, self.precision, native)
         self._native = NativeNetwork(model)
         self._torch: TorchNetwork | None = None
 
@@ -178,9 +181,7 @@ class Engine:
         Threads that share a picture wait for each other at the end of each layer, and no other thread may take a core
         from them without all of them waiting for it.
         """
-        if not is_native(self._weights.config, self.device, self.precision):
-            return 1
-        return max(1, min(compiled.threads(), self._budget.beside(height, width)))
+        return self._budget.pictures_beside(height, width)
 
     def _derain_levels(
         self, images: Sequence[Pixels], rain: Sequence[float], of_pixels: int, report: Report
@@ -220,8 +221,6 @@ class Engine:
         if image.shape[0] * image.shape[1] <= room:
             forward = self._begin("fp32", [image])
         else:
-            from sapnet_cli.engine.statistics import choose_sample
-
             sample = choose_sample(image, room)
             windows = [image[sample.plan.seen(tile)] for tile in sample.tiles]
             forward = self._begin("fp32", windows, [tile.core_in_window for tile in sample.tiles])
@@ -287,25 +286,18 @@ class Engine:
     def _derain_tiled(
         self, image: Pixels, rain: float, plan: TilePlan, batch: int, room: int, report: Report
     ) -> Pixels:
-        from sapnet_cli.engine.kernels import Ranging
-        from sapnet_cli.engine.statistics import choose_sample
-        from sapnet_cli.engine.tiled import Begin, TiledForward
-        from sapnet_cli.engine.windows import NativeWindows
-
         give_back_freed_memory()
         sample = choose_sample(image, room) if self._weights.config.attention else None
+        beside = self._budget.tiles_beside(batch * math.prod(plan.window), image.shape[0] * image.shape[1])
 
         def compute(precision: str) -> Pixels:
             network = self._network(precision)
 
-            def begin(*arguments: Any) -> Any:
-                insistence = self._insistence(network, rain)
-                if isinstance(network, NativeNetwork):
-                    return NativeWindows(network, precision, *arguments, insistence=insistence)
-                return network.begin_windows(precision, *arguments, insistence=insistence)
+            def begin(*arguments: Any) -> Windows:
+                return network.begin_windows(precision, *arguments, insistence=self._insistence(network, rain))
 
-            ranging = Ranging() if isinstance(network, NativeNetwork) else network.laid(precision).ranging()
-            return TiledForward(cast(Begin, begin), ranging, image, plan, batch, sample).run(self.stages, report)
+            tiled = TiledForward(begin, network.ranging(precision), image, plan, batch, beside, sample)
+            return tiled.run(self.stages, report)
 
         result = self._finite(compute)
         give_back_freed_memory()  # a file is yet to be encoded

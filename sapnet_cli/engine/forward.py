@@ -20,6 +20,17 @@ Cores = Sequence[tuple[slice, slice]]
 """Rows and columns of each window that count in the pools."""
 
 
+class Ranging:
+    """What the forwards over one picture agree on from unit to unit: in floating point nothing."""
+
+    def next_unit(self) -> None:
+        """All of the picture has passed a unit."""
+
+    def fork(self) -> Ranging:
+        """The same so far, for windows that are not to be counted."""
+        return self
+
+
 class Forward(ABC, Generic[Values]):
     """Progressive dilated units, one after the other; attention's pools are those of a picture or as they are told.
 

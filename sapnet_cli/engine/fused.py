@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sapnet_cli.engine.forward import Cores, Forward
+from sapnet_cli.engine.forward import Cores, Forward, Ranging
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.kernels import (
     FusedWeights,
     Kernel,
     Padding,
-    Ranging,
     residual_blocks,
     sum_rows,
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sapnet_cli.engine.forward import Ranging
 from sapnet_cli.model.arrays import name_of
 from sapnet_cli.model.native import lay_for_means
 from sapnet_cli.model.sapnet import DilatedResidualBlock, SAPNet
@@ -203,14 +204,3 @@ def unpad(features: Tensor, padding: Padding, zero: int = 0) -> tuple[Tensor, tu
     if above != below:
         features = functional.pad(features, (0, 0, above - least, below - least), value=zero)
     return features, (least, beside)
-
-
-class Ranging:
-    """What the forwards over one picture agree on from unit to unit: in floating point nothing."""
-
-    def next_unit(self) -> None:
-        """All of the picture has passed a unit."""
-
-    def fork(self) -> Ranging:
-        """The same so far, for windows that are not to be counted."""
-        return self

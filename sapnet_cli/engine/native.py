@@ -5,14 +5,15 @@ All rows go in one pass, not in strips: tiles are rows a dilation apart, and wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sapnet_cli.engine.forward import Cores, Forward
+from sapnet_cli.engine.forward import Cores, Forward, Ranging
 from sapnet_cli.engine.hardware import CPU, AnyDevice
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.pixels import ROWS, Pixels, to_batch, to_float, to_pixels
@@ -138,6 +139,11 @@ class NativeForward(Forward[NDArray[Any]]):
         self._edges, self._areas = self._find_edges()
         self._pooled: native.Pooled | None = None
 
+    @contextmanager
+    def refill(self) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Gives what is carried, to be overwritten by what another unit left."""
+        yield self.carried
+
     def pixels(self, dtype: np.dtype[Any]) -> list[Pixels]:
         """The estimate after the last unit as pictures of a dtype. No unit can follow.
 
@@ -219,4 +225,22 @@ class NativeNetwork:
         self, precision: str, images: Sequence[Pixels], cores: Cores | None, insistence: Insistence | None
     ) -> NativeForward:
         """A forward over pictures of one size, or windows of one."""
-        return NativeForward(self.laid(precision), to_batch(images), cores, insistence=insistence)
+        return self.begin_windows(precision, to_batch(images), cores, insistence=insistence)
+
+    def begin_windows(
+        self,
+        precision: str,
+        rainy: Pixels,
+        cores: Cores | None = None,
+        pool: NativePool | None = None,
+        ranging: Ranging | None = None,
+        room: Room | None = None,
+        *,
+        insistence: Insistence | None = None,
+    ) -> NativeForward:
+        """The same of a batch; for the other arguments see `FusedForward`."""
+        return NativeForward(self.laid(precision), rainy, cores, pool, room, insistence=insistence)
+
+    def ranging(self, precision: str) -> Ranging:
+        """See `Ranging`."""
+        return Ranging()

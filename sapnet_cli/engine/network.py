@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from sapnet_cli.engine.forward import Cores
+from sapnet_cli.engine.forward import Cores, Ranging
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.graphs import ReplayedForward
 from sapnet_cli.engine.hardware import Device, fast_float
@@ -17,6 +18,7 @@ from sapnet_cli.engine.kernels import DTYPES, FusedWeights
 from sapnet_cli.engine.pixels import Pixels
 from sapnet_cli.engine.quantized import QuantizedForward, QuantizedWeights
 from sapnet_cli.engine.tensors import finite, to_float, to_pixels, to_tensor
+from sapnet_cli.engine.windows import TorchWindows
 from sapnet_cli.model.checkpoint import build
 from sapnet_cli.model.sapnet import SAPNet
 from sapnet_cli.model.weights import Weights
@@ -62,12 +64,19 @@ class TorchNetwork:
         self, precision: str, images: Sequence[Pixels], cores: Cores | None, insistence: Insistence | None
     ) -> FusedForward:
         """A forward, layer by layer, over pictures of one size, or windows of one."""
-        return self.begin_windows(precision, to_tensor(images), cores, insistence=insistence)
+        return self._begin(precision, to_tensor(images), cores, insistence=insistence)
 
     def begin_windows(
-        self, precision: str, rainy: Tensor, *arguments: Any, insistence: Insistence | None = None
-    ) -> FusedForward:
-        """The same of tensors; for the other arguments see `FusedForward`."""
+        self, precision: str, rainy: Pixels, *arguments: Any, insistence: Insistence | None = None
+    ) -> TorchWindows:
+        """The same of a batch; for the other arguments see `FusedForward`."""
+        return TorchWindows(partial(self._begin, precision, insistence=insistence), rainy, *arguments)
+
+    def ranging(self, precision: str) -> Ranging:
+        """See `Ranging`."""
+        return self.laid(precision).ranging()
+
+    def _begin(self, precision: str, rainy: Tensor, *arguments: Any, insistence: Insistence | None) -> FusedForward:
         forward = QuantizedForward if precision == "int8" else FusedForward
         return forward(self.laid(precision), rainy, *arguments, insistence=insistence)
 

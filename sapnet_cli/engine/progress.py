@@ -1,11 +1,16 @@
-"""How much of the work is done, told by whoever does a part of it."""
+"""Parts of the work, one by one or at the same time, and how much of it is done, told by whoever does a part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
 from typing import TypeAlias, TypeVar
 
 Item = TypeVar("Item")
+
+POLL = 0.2
+"""Seconds after which progress is told, at the latest."""
 
 Report: TypeAlias = Callable[[float], None]
 """Is told how much of the pictures at hand is computed, 0 to 1."""
@@ -21,3 +26,41 @@ def in_groups(items: Sequence[Item], size: int, report: Report) -> Iterator[tupl
     for start in range(0, len(items), size):
         group = items[start : start + size]
         yield group, part_of(report, start / len(items), (start + len(group)) / len(items))
+
+
+class StoppedError(Exception):
+    """What a report raises where nobody waits for the work any more."""
+
+
+def work_beside(works: Sequence[Callable[[Report], None]], number: int, report: Report) -> None:
+    """Does so many works at the same time, begun in order, each in a thread of its own; or one by one in this.
+
+    An error of any, or Ctrl-C, ends all of them, as soon as they report.
+    """
+    if number == 1:
+        for turn, alone in enumerate(works):
+            alone(part_of(report, turn / len(works), (turn + 1) / len(works)))
+        return
+    done, stopped = [0.0] * len(works), Event()
+
+    def work(turn: int) -> None:
+        def note(fraction: float) -> None:
+            if stopped.is_set():
+                raise StoppedError
+            done[turn] = fraction
+
+        works[turn](note)
+        done[turn] = 1.0
+
+    with ThreadPoolExecutor(number, thread_name_prefix="beside") as executor:
+        unfinished = {executor.submit(work, turn) for turn in range(len(works))}
+        try:
+            while unfinished:
+                finished, unfinished = wait(unfinished, POLL, FIRST_EXCEPTION)
+                for each in finished:
+                    each.result()
+                report(sum(done) / len(works))
+        except BaseException:
+            stopped.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise

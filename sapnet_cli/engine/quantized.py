@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sapnet_cli.engine.forward import Ranging
 from sapnet_cli.engine.fused import FusedForward
 from sapnet_cli.engine.hardware import sums_bytes_exactly
 from sapnet_cli.engine.kernels import (
     FusedWeights,
     Kernel,
     Padding,
-    Ranging,
     embed_kernel,
     parameters,
     residual_blocks,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from sapnet_cli.model import compiled
+from sapnet_cli.model.arrays import address
 
 
 class Rows(ctypes.Structure):
@@ -40,12 +42,7 @@ class Lines:
     size: int
 
 
-def can_move(plane: Tensor) -> bool:
-    """Whether a plane can be moved so, here."""
-    return plane.device.type == "cpu" and compiled.is_available()
-
-
-def write_rows(values: Tensor, lines: Lines, first: int, column: int) -> None:
+def write_rows(values: NDArray[Any], lines: Lines, first: int, column: int) -> None:
     """Writes rows of values into a file, each into a line of it, float32 as halves, others as they are.
 
     Args:
@@ -61,18 +58,18 @@ def write_rows(values: Tensor, lines: Lines, first: int, column: int) -> None:
     _move("sapnet_write_rows", values, lines, first, column)
 
 
-def read_rows(values: Tensor, lines: Lines, first: int, column: int) -> None:
+def read_rows(values: NDArray[Any], lines: Lines, first: int, column: int) -> None:
     """The other way round: fills rows; what was never written is zero."""
     _move("sapnet_read_rows", values, lines, first, column)
 
 
-def _move(function: str, values: Tensor, lines: Lines, first: int, column: int) -> None:
-    if not values[:1].is_contiguous():
+def _move(function: str, values: NDArray[Any], lines: Lines, first: int, column: int) -> None:
+    if not values[:1].flags.c_contiguous:
         raise ValueError("rows are in pieces")
     height, width, channels = values.shape
-    as_halves = values.dtype == torch.float32
-    job = Rows(values.data_ptr(), height, width * channels, values.stride(0) * values.itemsize)
-    job.size, job.as_halves = (torch.float16 if as_halves else values.dtype).itemsize, as_halves
+    as_halves = values.dtype == np.float32
+    job = Rows(address(values), height, width * channels, values.strides[0])
+    job.size, job.as_halves = np.dtype(np.float16).itemsize if as_halves else values.itemsize, as_halves
     job.file, job.lines, job.line = lines.file, lines.count, lines.size
     job.first, job.column = first % lines.count, column
     compiled.program().call(function, ctypes.addressof(job))

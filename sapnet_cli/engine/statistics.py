@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sapnet_cli.engine.tensors import to_float, to_tensor
+from sapnet_cli.cores import computing_cores
+from sapnet_cli.engine.pixels import ROWS, Pixels, to_batch, to_float
 from sapnet_cli.engine.tiles import Span, Tile, TilePlan, plan_tiles
 from sapnet_cli.model import compiled, native
 
@@ -39,11 +39,10 @@ RIDGE = 0.1
 LEAST_SPREAD = 1e-3
 """Windows that differ by less of their mean tell nothing."""
 
-CHANGED_ROWS = 16
-"""Of residuals, that are changed at once."""
-
 EXCHANGES = 20
 """At most so many times each window is exchanged for a better one; on photos three to six times were enough."""
+
+Values: TypeAlias = NDArray[np.float32]
 
 
 class SamplePool:
@@ -57,18 +56,19 @@ class SamplePool:
         vectors: that it gave.
     """
 
-    def __init__(self, before: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+    def __init__(self, before: Sequence[tuple[Values, Values]] = ()) -> None:
         """Takes what windows and image had before at each pool, (N, C) and (C,)."""
         self._known, self._before = before, iter(before)
-        self._weights: Tensor | None = None
-        self.windows: list[Tensor] = []
-        self.vectors: list[Tensor] = []
+        self._weights: Values | None = None
+        self.windows: list[Values] = []
+        self.vectors: list[Values] = []
 
-    def __call__(self, means: Tensor, areas: Tensor) -> Tensor:
+    @np.errstate(over="ignore", invalid="ignore")
+    def __call__(self, means: Values, areas: Values) -> Values:
         """Takes the mean over each window, (N, C), and their areas, (N,); returns the vector to pool to."""
         if self._weights is None:
-            self._weights = calibrate(self._known, areas).to(means)
-        windows, image = next(self._before, (0, 0))
+            self._weights = calibrate(self._known, areas)
+        windows, image = next(self._before, (np.float32(0), np.float32(0)))
         self.windows.append(means)
         self.vectors.append(image + self._weights @ (means - windows))
         return self.vectors[-1]
@@ -77,14 +77,15 @@ class SamplePool:
 class MeasuringPool:
     """Pools to given vectors, and finds out what would have been the image's, as its tiles pass one by one."""
 
-    def __init__(self, given: Sequence[Tensor]) -> None:
+    def __init__(self, given: Sequence[Values]) -> None:
         """Takes the vectors, (C,) each, in the order of the pools of a forward."""
         self._given = given
-        self._sums = [torch.zeros_like(vector) for vector in given]
+        self._sums = [np.zeros_like(vector) for vector in given]
         self._area = 0.0
         self._position = 0
 
-    def __call__(self, means: Tensor, areas: Tensor) -> Tensor:
+    @np.errstate(over="ignore", invalid="ignore")
+    def __call__(self, means: Values, areas: Values) -> Values:
         """Takes the mean over the core of some tiles each, (N, C), and areas, (N,); returns the vector to pool to."""
         position = self._position
         self._sums[position] += areas @ means
@@ -92,13 +93,21 @@ class MeasuringPool:
         self._position = (position + 1) % len(self._given)
         return self._given[position]
 
+    @np.errstate(over="ignore", invalid="ignore")
+    def add(self, other: MeasuringPool) -> None:
+        """Takes over what another, of the same vectors, found of other tiles."""
+        for total, more in zip(self._sums, other._sums):
+            total += more
+        self._area += other._area
+
     @property
-    def means(self) -> list[Tensor]:
+    def means(self) -> list[Values]:
         """Over all tiles that passed, (C,) each."""
-        return [total / self._area for total in self._sums]
+        return [total / np.float32(self._area) for total in self._sums]
 
 
-def calibrate(known: Sequence[tuple[Tensor, Tensor]], areas: Tensor) -> Tensor:
+@np.errstate(over="ignore", invalid="ignore")
+def calibrate(known: Sequence[tuple[Values, Values]], areas: Values) -> Values:
     """What windows are to weigh so that they mean what the image does: by their areas, and some more or less.
 
     As much so as these few can tell, and none less than nothing: a ridge regression, survey sampling's calibration of
@@ -111,23 +120,21 @@ def calibrate(known: Sequence[tuple[Tensor, Tensor]], areas: Tensor) -> Tensor:
     Returns:
         (N,), which adds up to 1; by their areas alone where nothing is known, or what is not finite.
     """
-    shares = areas.cpu().double() / float(areas.sum())
-    if not known or not all(bool(torch.isfinite(image).all()) for _, image in known):
-        return shares.float()
+    shares = areas.astype(np.float64) / float(areas.sum())
+    if not known or not all(bool(np.isfinite(each).all()) for both in known for each in both):
+        return shares.astype(np.float32)
     apart, missing = [], []
-    for windows, image in ((windows.cpu().double(), image.cpu().double()) for windows, image in known):
+    for windows, image in ((windows.astype(np.float64), image.astype(np.float64)) for windows, image in known):
         mean = shares @ windows
-        scale = (windows - mean).square().mean().sqrt().clamp_min(LEAST_SPREAD * float(mean.abs().mean()) + 1e-12)
+        scale = max(float(np.sqrt(np.square(windows - mean).mean())), LEAST_SPREAD * float(np.abs(mean).mean()) + 1e-12)
         apart.append((windows - mean) / scale)
         missing.append((image - mean) / scale)
-    features = torch.cat(apart, dim=1)
-    alike = features @ features.T
-    alike.diagonal().add_(RIDGE * features.shape[1])
-    more = torch.linalg.solve(alike, features @ torch.cat(missing))
+    features = np.concatenate(apart, axis=1)
+    alike = features @ features.T + RIDGE * features.shape[1] * np.eye(len(features))
+    more = np.linalg.solve(alike, features @ np.concatenate(missing))
     more -= shares * more.sum()
-    as_much = min(1.0, float((shares / (-more).clamp_min(1e-12)).min()))
-    weights: Tensor = shares + as_much * more
-    return weights.float()
+    as_much = min(1.0, float((shares / np.maximum(-more, 1e-12)).min()))
+    return (shares + as_much * more).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -140,24 +147,24 @@ class ResidualChange:
         typical: how large the change was that it stands for: root of the mean square.
     """
 
-    linear: Tensor
-    most: Tensor
+    linear: Values
+    most: Values
     typical: float
 
-    def add_to(self, residual: Tensor, rainy: Tensor) -> None:
+    @np.errstate(over="ignore", invalid="ignore")
+    def add_to(self, residual: Values, rainy: Pixels) -> None:
         """Mends residuals (N, H, W, 3) of images like them, uint8, or float32 in [0, 1]."""
-        if residual.device.type == "cpu" and compiled.is_available():
-            native.change(residual, rainy.contiguous(), self.linear, self.most)
+        if compiled.is_available():
+            native.change(residual, rainy, self.linear, self.most)
             return
-        linear, most = self.linear.to(residual.device), self.most.to(residual.device)
-        by_rainy, by_residual, always = torch.split(linear, [3, 3, 1])
-        for there, seen in zip(torch.split(residual, CHANGED_ROWS, dim=1), torch.split(rainy, CHANGED_ROWS, dim=1)):
-            seen = to_float(seen.to(residual.device))
-            change = torch.addmm(always, seen.flatten(0, 2), by_rainy).addmm_(there.flatten(0, 2), by_residual)
-            there += change.view_as(there).clamp_(-most, most)
+        for start in range(0, residual.shape[1], ROWS):
+            there, seen = residual[:, start : start + ROWS], to_float(rainy[:, start : start + ROWS])
+            change = seen @ self.linear[:3] + there @ self.linear[3:6] + self.linear[6]
+            there += np.clip(change, -self.most, self.most)
 
 
-def residual_change(rainy: Tensor, before: Tensor, after: Tensor) -> ResidualChange | None:
+@np.errstate(over="ignore", invalid="ignore")
+def residual_change(rainy: Pixels, before: Values, after: Values) -> ResidualChange | None:
     """That which comes nearest to what became of the residuals of images: least squares over all pixels.
 
     Args:
@@ -168,18 +175,19 @@ def residual_change(rainy: Tensor, before: Tensor, after: Tensor) -> ResidualCha
     Returns:
         None where they are not finite.
     """
-    alike, missing = torch.zeros(7, 7, dtype=torch.float64), torch.zeros(7, 3, dtype=torch.float64)
-    most, squares = torch.zeros(3), 0.0
-    for seen, old, new in zip(rainy, before.cpu(), after.cpu()):
-        colours = torch.cat((to_float(seen.cpu()), old, torch.ones_like(old[..., :1])), dim=-1).flatten(0, 1).double()
-        changes = (new - old).flatten(0, 1)
+    alike, missing = np.zeros((7, 7)), np.zeros((7, 3))
+    most, squares = np.zeros(3, np.float32), 0.0
+    for seen, old, new in zip(rainy, before, after):
+        both = np.concatenate((to_float(seen), old, np.ones_like(old[..., :1])), axis=-1)
+        colours, changes = both.reshape(-1, 7).astype(np.float64), (new - old).reshape(-1, 3)
         alike += colours.T @ colours
-        missing += colours.T @ changes.double()
-        most = torch.maximum(most, changes.abs().amax(dim=0))
-        squares += float(changes.square().mean()) / len(rainy)
-    if not bool(torch.isfinite(alike).all() and torch.isfinite(missing).all()):
+        missing += colours.T @ changes.astype(np.float64)
+        most = np.maximum(most, np.abs(changes).max(axis=0))
+        squares += float(np.square(changes).mean()) / len(rainy)
+    if not (np.isfinite(alike).all() and np.isfinite(missing).all()):
         return None
-    return ResidualChange((torch.linalg.pinv(alike, hermitian=True) @ missing).float(), most, math.sqrt(squares))
+    inverse = np.linalg.pinv(alike, len(alike) * np.finfo(np.float64).eps, hermitian=True)
+    return ResidualChange((inverse @ missing).astype(np.float32), most, math.sqrt(squares))
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ class Sample:
         )
 
 
-def choose_sample(image: NDArray[Any], room: int) -> Sample:
+def choose_sample(image: Pixels, room: int) -> Sample:
     """Windows of at most `room` pixels together that stand for an image (H, W, 3)."""
     (fewest, most), (smallest, largest) = SAMPLE_WINDOWS, SAMPLE_SIDES
     side = min(max(math.isqrt(room // fewest), smallest), largest)
@@ -214,13 +222,14 @@ def choose_sample(image: NDArray[Any], room: int) -> Sample:
     return Sample(plan, representative(image, plan, max(1, count)))
 
 
-def representative(image: NDArray[Any], plan: TilePlan, count: int) -> list[Tile]:
+def representative(image: Pixels, plan: TilePlan, count: int) -> list[Tile]:
     """So many of the tiles of an image (H, W, 3), from the smooth to the textured, that together look like all of it.
 
     Tiles at even distances are a beginning. Each is then exchanged for that with which the mean of what `_describe`
     says comes nearest to the image's, until none is: a fifth to a third of the error of attention's means remains.
     """
-    described = np.stack([_describe(image[tile.core]) for tile in plan.tiles])
+    with ThreadPoolExecutor(computing_cores(), thread_name_prefix="describe") as threads:
+        described = np.stack(list(threads.map(_describe, (image[tile.core] for tile in plan.tiles))))
     areas = [math.prod(image[tile.core].shape[:2]) for tile in plan.tiles]
     apart = described - np.average(described, axis=0, weights=areas)
     apart /= apart.std(axis=0) + 1e-6
@@ -239,9 +248,9 @@ def representative(image: NDArray[Any], plan: TilePlan, count: int) -> list[Tile
     return [plan.tiles[tile] for tile in sorted(chosen, key=lambda tile: float(described[tile, -1]))]
 
 
-def _describe(pixels: NDArray[Any]) -> NDArray[np.float64]:
+def _describe(pixels: Pixels) -> NDArray[np.float64]:
     """Mean colour, how many of the greens lie below some levels, and how much neighbours differ."""
-    rgb = to_float(to_tensor([pixels]))[0].numpy()
+    rgb = to_float(to_batch([pixels]))[0]
     green = rgb[..., 1]
     shares = [(green < level).mean() for level in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)]
     steps = [np.abs(np.diff(green, axis=axis, prepend=np.take(green, [0], axis))) for axis in (0, 1)]

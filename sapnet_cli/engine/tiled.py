@@ -12,66 +12,66 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from copy import copy
+from functools import partial
 from io import FileIO
+from queue import SimpleQueue
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from sapnet_cli.engine.fused import FusedForward, Pool
+from sapnet_cli.engine.forward import Cores, Ranging
 from sapnet_cli.engine.insistence import Insistence
-from sapnet_cli.engine.kernels import Ranging
-from sapnet_cli.engine.pixels import Pixels
+from sapnet_cli.engine.native import NativePool
+from sapnet_cli.engine.pixels import ROWS, Pixels, to_batch, to_float, to_pixels
 from sapnet_cli.engine.planes import Room, reserve, temporary_folder
-from sapnet_cli.engine.progress import Report, in_groups, part_of
-from sapnet_cli.engine.rows import Lines, can_move, read_rows, write_rows
+from sapnet_cli.engine.progress import Report, in_groups, part_of, work_beside
+from sapnet_cli.engine.rows import Lines, read_rows, write_rows
 from sapnet_cli.engine.statistics import MeasuringPool, ResidualChange, Sample, SamplePool, residual_change
-from sapnet_cli.engine.tensors import finite, to_float, to_pixels, to_tensor
 from sapnet_cli.engine.tiles import Tile, TilePlan
-from sapnet_cli.engine.windows import NativeWindows
 from sapnet_cli.errors import OutOfMemoryError
-
-ROWS = 64
-"""Of a window, that are converted at once between memory and disk."""
-
-SERIAL = 2**15 - 1
-"""So many values PyTorch converts in the thread that asks it to. More it would share out to threads of its own, and as
-long as OpenMP has more threads than there are cores, all that wait for another sleep at once: units took a fifth
-longer."""
-
-RESULT_ROWS = 16
-"""Of a result, that are made at once."""
+from sapnet_cli.model import compiled
 
 LARGE_CHANGE = 0.25 / 255
 """Of the first unit's residual, on average: tiles pass it again, as mending leaves too much of such a one."""
 
 ALL, RESIDUAL, NOTHING = slice(None), slice(-1, None), slice(0)
-"""Planes of `FusedForward.carried` that are kept of a pass."""
+"""Planes of `Windows.carried` that are kept of a pass."""
 
-Means: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+Values: TypeAlias = NDArray[np.float32]
+
+Means: TypeAlias = Sequence[tuple[Values, Values]]
 """At each pool of a unit those of the sample's windows, (N, C), and of the picture, (C,)."""
 
 
-Windows: TypeAlias = FusedForward | NativeWindows
-"""A forward over them."""
+class Windows(Protocol):
+    """A forward over windows: a `NativeForward`, or a `TorchWindows`."""
+
+    insistence: Insistence | None
+
+    @property
+    def residual(self) -> Values:
+        """What the last estimate adds to the rainy windows, (N, H, W, 3)."""
+
+    @property
+    def carried(self) -> tuple[NDArray[Any], ...]:
+        """What a unit leaves to the next: hidden and cell state, and residual."""
+
+    def refill(self) -> AbstractContextManager[tuple[NDArray[Any], ...]]:
+        """Gives the same to be overwritten by what another unit left."""
+
+    def unit(self, number: int, report: Report | None = None) -> None:
+        """One progressive dilated unit."""
 
 
-class Begin(Protocol):
-    """How a forward over windows begins: see `FusedForward`."""
-
-    def __call__(
-        self,
-        rainy: Tensor,
-        cores: Sequence[tuple[slice, slice]],
-        pool: Pool | None,
-        ranging: Ranging | None,
-        room: Room,
-    ) -> Windows:
-        """Makes room."""
+Begin: TypeAlias = Callable[[Pixels, Cores, NativePool | None, Ranging | None, Room], Windows]
+"""How a forward over windows begins: see `FusedForward`."""
 
 
 class TiledForward:
@@ -84,20 +84,20 @@ class TiledForward:
         image: Pixels,
         plan: TilePlan,
         batch: int,
+        beside: int,
         sample: Sample | None,
     ) -> None:
-        """Takes a picture, its tiles, how many of them go together, and windows that stand for it.
+        """Takes a picture, its tiles, how many go together, how many times that at once, and windows that stand for it.
 
-        The sample is None where there is no attention, which asks for no means.
+        These are None where there is no attention, which asks for no means.
         """
         self._begin, self._ranging = begin, ranging
         self._image, self._plan, self._batch = image, plan, batch
         self._sample = sample
-        self._room = Room()
+        self._rooms = [Room() for _ in range(beside)]
         self._insistence: Insistence | None = None  # knows how much rain the first unit saw
         self._change: ResidualChange | None = None  # what the residual of the unit before lacks
 
-    @torch.inference_mode()
     def run(self, stages: int, report: Report) -> Pixels:
         """The derained picture after `stages` units, of the same shape and dtype.
 
@@ -105,7 +105,7 @@ class TiledForward:
             FloatingPointError: a value is not finite.
             OutOfMemoryError: the disk that holds temporary files is full.
         """
-        with CarriedState(self._plan) as carried:
+        with CarriedState(self._plan, len(self._rooms)) as carried:
             if self._sample is None:
                 for unit in range(stages):
                     part = part_of(report, unit / stages, (unit + 1) / stages)
@@ -118,7 +118,7 @@ class TiledForward:
     def _run_by_sample(self, sample: Sample, stages: int, carried: CarriedState, report: Report) -> None:
         """All units. The sample passes each before the tiles do, and after them, when the picture's means are known."""
         before: Means = []
-        rainy = self._rainy(sample.plan, sample.tiles)
+        rainy = self._seen(sample.plan, sample.tiles)
         passes = stages * (2 if sample.small else 1) + 1
         parts = (part_of(report, done / passes, (done + 1) / passes) for done in range(passes))
         with CarriedState(sample.stacked) as kept:  # the sample as it was before the unit
@@ -140,76 +140,114 @@ class TiledForward:
                 before = list(zip(pool.windows, pool.vectors))
                 self._next_unit(carried)
 
-    def _pass_sample(self, unit: int, sample: Sample, before: Means, kept: CarriedState) -> tuple[SamplePool, Tensor]:
+    def _pass_sample(self, unit: int, sample: Sample, before: Means, kept: CarriedState) -> tuple[SamplePool, Values]:
         """What the sample says of the means of a unit, and the residual that it has then."""
         pool = SamplePool(before)
-        forward = self._windows(sample.plan, sample.tiles, pool, self._ranging.fork())
+        forward = self._windows(sample.plan, sample.tiles, self._rooms[0], pool, self._ranging.fork())
         if unit:
-            kept.read(forward, sample.stacked, sample.stacked.tiles)
+            with forward.refill() as planes:
+                kept.read(planes, sample.stacked, sample.stacked.tiles)
         self._unit(unit, forward)
         return pool, forward.residual
 
     def _measure(self, unit: int, pool: SamplePool, carried: CarriedState, planes: slice, report: Report) -> Means:
         """All tiles through a unit, by what the sample says; gives the means of its windows and of the picture."""
-        measured = MeasuringPool(pool.vectors)
-        self._pass(unit, measured, carried, planes, report)
-        return list(zip(pool.windows, measured.means))
+        means = self._pass(unit, pool.vectors, carried, planes, report)
+        return list(zip(pool.windows, means))
 
     def _keep(self, sample: Sample, carried: CarriedState, kept: CarriedState) -> None:
         """Puts the sample aside as the last unit left it, before the next one overwrites that."""
-        forward = self._windows(sample.plan, sample.tiles, None)
+        forward = self._windows(sample.plan, sample.tiles, self._rooms[0])
         self._read(forward, sample.plan, sample.tiles, carried)
-        kept.write(forward, sample.stacked.tiles)
+        kept.write(forward.carried, sample.stacked.tiles)
         kept.next_unit()
 
     def _next_unit(self, carried: CarriedState) -> None:
         self._ranging.next_unit()
         carried.next_unit()
 
-    def _pass(self, unit: int, pool: Pool | None, carried: CarriedState, planes: slice, report: Report) -> None:
-        """All tiles through one unit; some of what they leave to the next one is kept."""
-        for tiles, part in in_groups(self._plan.tiles, self._batch, report):
-            forward = self._windows(self._plan, tiles, pool, self._ranging)
-            if unit:
-                self._read(forward, self._plan, tiles, carried)
-            self._unit(unit, forward, part)
-            carried.write(forward, tiles, planes)
-            del forward  # before the next one makes room
+    def _pass(
+        self, unit: int, vectors: Sequence[Values] | None, carried: CarriedState, planes: slice, report: Report
+    ) -> list[Values]:
+        """All tiles through one unit, by given vectors, if any; some of what they leave to the next one is kept.
+
+        Returns:
+            What the vectors should have been.
+        """
+        groups = [tiles for tiles, _ in in_groups(self._plan.tiles, self._batch, report)]
+        pools = [None if vectors is None else MeasuringPool(vectors) for _ in groups]
+        rooms: SimpleQueue[Room] = SimpleQueue()
+        for room in self._rooms:
+            rooms.put(room)
+        were_read = [Event() for _ in groups]
+
+        threads = max(1, compiled.share() // len(self._rooms))
+
+        def compute(turn: int, part: Report) -> None:
+            room, tiles = rooms.get(), groups[turn]
+            try:
+                forward = self._windows(self._plan, tiles, room, pools[turn], self._ranging)
+                if unit:
+                    self._read(forward, self._plan, tiles, carried)
+                were_read[turn].set()
+                with compiled.on_threads(threads):
+                    self._unit(unit, forward, part)
+                for before in were_read[:turn]:  # what is written may lie where they read
+                    before.wait()
+                carried.write(forward.carried, tiles, planes)
+            finally:
+                were_read[turn].set()
+                rooms.put(room)
+
+        work_beside([partial(compute, turn) for turn in range(len(groups))], len(self._rooms), report)
+        measured = MeasuringPool(vectors or ())
+        for pool in pools:
+            if pool is not None:
+                measured.add(pool)
+        return measured.means
 
     def _read(self, forward: Windows, plan: TilePlan, tiles: Sequence[Tile], carried: CarriedState) -> None:
         """Windows of the picture as the unit before left it, mended."""
-        carried.read(forward, plan, tiles)
-        if self._change is not None:
-            self._change.add_to(forward.residual, forward.rainy)
+        with forward.refill() as planes:
+            carried.read(planes, plan, tiles)
+            if self._change is not None:
+                self._change.add_to(planes[-1], self._seen(plan, tiles))
 
     def _unit(self, unit: int, forward: Windows, report: Report | None = None) -> None:
         """Windows through one unit."""
         if unit:
-            forward.insistence = self._insistence
+            forward.insistence = copy(self._insistence)  # it counts what it was asked
         forward.unit(unit, report)
         self._insistence = forward.insistence
 
     def _windows(
-        self, plan: TilePlan, tiles: Sequence[Tile], pool: Pool | None, ranging: Ranging | None = None
+        self,
+        plan: TilePlan,
+        tiles: Sequence[Tile],
+        room: Room,
+        pool: NativePool | None = None,
+        ranging: Ranging | None = None,
     ) -> Windows:
         """A forward over windows of the picture."""
         cores = [tile.core_in_window for tile in tiles]
-        return self._begin(self._rainy(plan, tiles), cores, pool, ranging, self._room)
+        return self._begin(self._seen(plan, tiles), cores, pool, ranging, room)
 
-    def _rainy(self, plan: TilePlan, tiles: Sequence[Tile]) -> Tensor:
+    def _seen(self, plan: TilePlan, tiles: Sequence[Tile]) -> Pixels:
         """Windows of the picture, (N, H, W, 3)."""
-        return to_tensor([self._image[plan.seen(tile)] for tile in tiles])
+        return to_batch([self._image[plan.seen(tile)] for tile in tiles])
 
     def _result(self, carried: CarriedState) -> Pixels:
         """What the last unit's residual makes of the picture: mended, often by less than a level, and then rounded."""
         result = np.empty_like(self._image)
-        for start in range(0, len(result), RESULT_ROWS):
-            rows = slice(start, min(start + RESULT_ROWS, len(result)))
-            rainy, residual = to_tensor([self._image[rows]]), carried.residual(rows)
+        for start in range(0, len(result), ROWS):
+            rows = slice(start, min(start + ROWS, len(result)))
+            rainy, derained = to_batch([self._image[rows]]), carried.residual(rows)
             if self._change is not None:
-                self._change.add_to(residual, rainy)
-            derained = finite(residual.add_(to_float(rainy))).clamp_(0, 1)
-            result[rows] = to_pixels(derained.permute(0, 3, 1, 2), result.dtype)[0]
+                self._change.add_to(derained, rainy)
+            derained += to_float(rainy)
+            if not np.isfinite(derained).all():
+                raise FloatingPointError("not finite")
+            result[rows] = to_pixels(np.clip(derained, 0, 1, out=derained)[0], result.dtype)
         return result
 
 
@@ -220,14 +258,16 @@ class CarriedState:
     where it reads: so no tile overwrites what the next ones look at.
     """
 
-    def __init__(self, plan: TilePlan) -> None:
-        """Takes the tiles of a picture, in rows from the top."""
+    def __init__(self, plan: TilePlan, beside: int = 1) -> None:
+        """Takes the tiles of a picture, in rows from the top, and how many groups of them go at the same time."""
         self._lag = max(tile.rows.core_stop - tile.rows.start for tile in plan.tiles)
         height, self._width = plan.size
         self._rows = height + self._lag
         self._top = 0  # where the picture's first row is read
         self._rings: list[Ring] = []
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="carried")  # the largest plane, and both others
+        # the largest plane, and both others
+        self._threads = ThreadPoolExecutor(max(2, beside), thread_name_prefix="carried")
+        self._made = Lock()
 
     def __enter__(self) -> CarriedState:
         return self
@@ -243,43 +283,45 @@ class CarriedState:
         """What was written can be read."""
         self._top = (self._top - self._lag) % self._rows
 
-    def read(self, forward: Windows, plan: TilePlan, tiles: Sequence[Tile]) -> None:
-        """Fills the windows of a forward."""
+    def read(self, planes: Sequence[NDArray[Any]], plan: TilePlan, tiles: Sequence[Tile]) -> None:
+        """Fills windows of the picture: all planes that are carried, (N, H, W, C) each."""
 
-        def fill(plane: Tensor, ring: Ring) -> None:
+        def fill(plane: NDArray[Any], ring: Ring) -> None:
             for window, tile in zip(plane, tiles):
                 rows, columns = plan.seen(tile)
                 ring.read(self._top + rows.start, columns.start, window)
 
-        list(self._threads.map(fill, forward.carried, self._rings))
+        list(self._threads.map(fill, planes, self._rings))
 
-    def residual(self, rows: slice) -> Tensor:
-        """That of some rows of the picture, (1, rows, W, 3), float32."""
-        residual = torch.empty(1, rows.stop - rows.start, self._width, 3)
+    def residual(self, rows: slice) -> Values:
+        """That of some rows of the picture, (1, rows, W, 3)."""
+        residual = np.empty((1, rows.stop - rows.start, self._width, 3), np.float32)
         self._rings[-1].read(self._top + rows.start, 0, residual[0])
         return residual
 
-    def write(self, forward: Windows, tiles: Sequence[Tile], planes: slice = ALL) -> None:
-        """Takes the cores of a forward's windows, of all planes that are carried or some.
+    def write(self, carried: Sequence[NDArray[Any]], tiles: Sequence[Tile], planes: slice = ALL) -> None:
+        """Takes the cores of windows, of all planes that are carried or some.
 
         Raises:
             OutOfMemoryError: the disk that holds temporary files is full, or there is none.
         """
         folder = temporary_folder()
 
-        def keep(plane: Tensor, ring: Ring) -> None:
+        def keep(plane: NDArray[Any], ring: Ring) -> None:
             for window, tile in zip(plane, tiles):
                 rows, columns = tile.core
                 ring.write(self._top + rows.start - self._lag, columns.start, window[tile.core_in_window])
 
         try:
-            if not self._rings:
-                for plane in forward.carried:
-                    self._rings.append(Ring(self._rows, self._width, plane))
-                    self._rings[-1].reserve()  # better full now than after half of the work
-            list(self._threads.map(keep, forward.carried[planes], self._rings[planes]))
+            with self._made:
+                if not self._rings:
+                    rings = [Ring(self._rows, self._width, plane) for plane in carried]
+                    self._rings.extend(rings)
+                    for ring in rings:
+                        ring.reserve()  # better full now than after half of the work
+            list(self._threads.map(keep, carried[planes], self._rings[planes]))
         except OSError as error:
-            size = self._rows * self._width * sum(_stored_bytes(plane) for plane in forward.carried)
+            size = self._rows * self._width * sum(map(_stored_bytes, carried))
             raise OutOfMemoryError(
                 f"tiles keep {size / 1e9:.1f} GB in {folder}: "
                 f"{error.strerror}; point TMPDIR to a larger disk, or use --tile-statistics exact where there is memory"
@@ -289,9 +331,9 @@ class CarriedState:
 class Ring:
     """Rows of one plane in an unnamed temporary file, the first after the last; floats in half precision."""
 
-    def __init__(self, rows: int, width: int, plane: Tensor) -> None:
+    def __init__(self, rows: int, width: int, plane: NDArray[Any]) -> None:
         """Takes a number of rows, how wide they are, and a plane (N, H, W, C) with pixels like theirs."""
-        self._rows, self._kind = rows, _stored_kind(plane.dtype)
+        self._rows, self._kind = rows, _stored_kind(plane)
         self._pixel = _stored_bytes(plane)
         self._line = width * self._pixel
         self.file: FileIO = tempfile.TemporaryFile(prefix="sapnet-", buffering=0)  # noqa: SIM115 (its owner closes it)
@@ -304,42 +346,32 @@ class Ring:
         """
         reserve(self.file.fileno(), self._rows * self._line)
 
-    @torch.inference_mode()  # which a thread has of its own
-    def read(self, row: int, column: int, target: Tensor) -> None:
-        """Fills (H, W, C) with what lies there, from a row and a column on."""
-        if can_move(target):
+    def read(self, row: int, column: int, target: NDArray[Any]) -> None:
+        """Fills (H, W, C), whose rows are contiguous, with what lies there, from a row and a column on."""
+        if compiled.is_available():
             read_rows(target, self._lines, row, column * self._pixel)
             return
-        for start, part in enumerate(torch.split(_bits(target), ROWS)):
-            as_stored = part.dtype != torch.float32 and part.device.type == "cpu"
-            lines = part.numpy() if as_stored else np.empty(part.shape, self._kind)
-            for below, line in enumerate(lines, start * ROWS):
-                self._seek(row + below, column)
-                self.file.readinto(line)
-            if not as_stored:
-                _convert(torch.from_numpy(lines), part)
+        stored = np.empty(target.shape[1:], self._kind)
+        for below, line in enumerate(target, row):
+            self._seek(below, column)
+            self.file.readinto(stored.data)
+            line[...] = stored
 
-    @torch.inference_mode()
-    def write(self, row: int, column: int, source: Tensor) -> None:
+    def write(self, row: int, column: int, source: NDArray[Any]) -> None:
         """Stores (H, W, C), whose rows are contiguous, from a row and a column on.
 
         Raises:
             OSError: the disk is full.
         """
-        if can_move(source):
+        if compiled.is_available():
             write_rows(source, self._lines, row, column * self._pixel)
             return
-        for start, part in enumerate(torch.split(_bits(source), ROWS)):
-            values = part.cpu()
-            lines = values.numpy()
-            if lines.dtype != self._kind:
-                lines = np.empty(part.shape, self._kind)
-                for each, line in zip(values, torch.from_numpy(lines)):
-                    _convert(each, line)
-            for below, line in enumerate(lines, start * ROWS):
-                self._seek(row + below, column)
-                if self.file.write(line) != line.nbytes:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for below, line in enumerate(source, row):
+            self._seek(below, column)
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(line, self._kind)
+            if self.file.write(stored.data) != stored.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @property
     def _lines(self) -> Lines:
@@ -349,24 +381,11 @@ class Ring:
         self.file.seek(row % self._rows * self._line + column * self._pixel)
 
 
-def _stored_kind(dtype: torch.dtype) -> np.dtype[Any]:
-    """What a file holds of values: halves of float32, and the bits of bfloat16, which NumPy does not know."""
-    kinds = {torch.uint8: np.uint8, torch.float32: np.float16, torch.float16: np.float16, torch.bfloat16: np.int16}
-    return np.dtype(kinds[dtype])
+def _stored_kind(plane: NDArray[Any]) -> np.dtype[Any]:
+    """What a file holds of its values: halves of float32."""
+    return np.dtype(np.float16) if plane.dtype == np.float32 else plane.dtype
 
 
-def _stored_bytes(plane: Tensor) -> int:
+def _stored_bytes(plane: NDArray[Any]) -> int:
     """Of a pixel of a plane (N, H, W, C)."""
-    return plane.shape[3] * _stored_kind(plane.dtype).itemsize
-
-
-def _convert(values: Tensor, target: Tensor) -> None:
-    """Copies contiguous values into a place for as many of another kind."""
-    size = SERIAL if target.device.type == "cpu" else values.numel()
-    for part, place in zip(torch.split(values.view(-1), size), torch.split(target.view(-1), size)):
-        place.copy_(part)
-
-
-def _bits(values: Tensor) -> Tensor:
-    """The same values, bfloat16 as integers of the same bits."""
-    return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
+    return int(plane.shape[3] * _stored_kind(plane).itemsize)

@@ -94,6 +94,17 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """The other way round, of a tensor on the CPU."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        bits: NDArray[Any] = tensor.view(torch.int16).numpy().view(BITS)
+        return bits
+    array: NDArray[Any] = tensor.numpy()
+    return array
+
+
 def of_either(lay: Callable[..., Any]) -> Callable[..., Any]:
     """Lets what turns a kernel into another array, both NumPy's, take and give a tensor on the CPU as well."""
 

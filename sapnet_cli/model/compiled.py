@@ -119,7 +119,7 @@ def load_program(instructions: str) -> Program | None:
     in_parallel.restype = None
 
     def run(function: str, job: int) -> None:
-        number = _SHARE.get() or threads()
+        number = share()
         if number == 1:
             call(function, job)
         else:
@@ -156,6 +156,11 @@ def on_threads(number: int) -> Iterator[None]:
         yield
     finally:
         _SHARE.reset(before)
+
+
+def share() -> int:
+    """On how many of the threads `Program.run` computes here."""
+    return _SHARE.get() or threads()
 
 
 def threads() -> int:

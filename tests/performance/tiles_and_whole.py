@@ -1,6 +1,6 @@
 """How far a picture in tiles is from the same picture computed whole, in fp32: in levels of 255.
 
-    python tests/performance/tiles_and_whole.py [PICTURE ...] [--megapixels 4] [--tile 1024] [--precision auto]
+    python tests/performance/tiles_and_whole.py [PICTURE ...] [--megapixels 5] [--tile 1024] [--precision auto]
 
 Each picture is enlarged or shrunk to so many megapixels. Without a coarser level, and as floats, so that nothing but
 tiles and precision makes a difference.
@@ -28,7 +28,7 @@ VISIBLE = 2.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="*", type=Path, default=EXAMPLES)
-    parser.add_argument("--megapixels", type=float, default=4)
+    parser.add_argument("--megapixels", type=float, default=5)
     parser.add_argument("--tile", type=int, default=1024, help="small enough for what it holds to be tiled")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--weights", default="sapnet-general")
