@@ -95,7 +95,11 @@ class Derainer:
         return self.derain_batch([image])[0]
 
     def derain_batch(self, images: Sequence[Picture]) -> list[Picture]:
-        """Derains several pictures; neighbours of one size and dtype are computed together. Errors as for `derain`."""
+        """Derains several pictures; errors as for `derain`.
+
+        On a CPU small ones are computed at the same time, each on a share of the cores; on a GPU neighbours of one size
+        and dtype together.
+        """
         images = [_plain(image) if isinstance(image, Image.Image) else image for image in images]
         planes = [_to_planes(image) for image in images]
         results = iter(self.engine.derain_batch([rgb for group in planes for rgb in group]))

@@ -38,12 +38,17 @@ def test_nothing_heavy_is_imported(arguments: list[str] | None) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("options", [[], ["--precision", "fp32", "--tta", "--pyramid", "2", "--insist", "auto"]])
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--precision", "fp32", "--tta", "--pyramid", "2", "--insist", "auto"], ["--tile", "32", "--overlap", "8"]],
+)
 def test_pytorch_is_not_loaded_to_derain_a_photo_by_what_is_in_c(options: list[str], tmp_path: Path) -> None:
     """It takes several times as long as the photo. Where there may be a GPU it is asked, so none is looked for here."""
     Image.fromarray(random_pixels(40, 60)).save(tmp_path / "rainy.png")
     arguments = ["derain", str(tmp_path / "rainy.png"), "-o", str(tmp_path / "dry.png"), "--device", "cpu", *options]
     program = f"import sys\nsys.argv = ['sapnet', *{arguments!r}]\nfrom sapnet_cli.cli.app import main\n"
+    if "--tile" in options:
+        program += "from sapnet_cli.engine import budget\nbudget.CPU_BUDGET = 0\n"
     program += "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
     program += "print('LOADED', [name for name in ('torch', 'cv2') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

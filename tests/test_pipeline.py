@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Barrier, Event, Lock
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pixels import Pixels
 from sapnet_cli.engine.progress import Report
+from sapnet_cli.errors import ImageError
 from sapnet_cli.imaging.jobs import Job, OutputOptions, plan_jobs
 from sapnet_cli.model import compiled
 from sapnet_cli.pipeline import FileOptions, run_jobs
@@ -147,6 +149,14 @@ def test_who_stops_does_not_wait_for_what_is_computed(tmp_path: Path) -> None:
     assert stopped.is_set()
 
 
+def fail_unless(share: int, on_threads: Callable[[int], AbstractContextManager[None]]) -> Callable[[int], Any]:
+    def checked(number: int) -> AbstractContextManager[None]:
+        assert number == share
+        return on_threads(number)
+
+    return checked
+
+
 class TestEngine:
     CONFIG = EngineConfig(device="cpu", precision="fp32")
 
@@ -175,6 +185,21 @@ class TestEngine:
         for beside, share in ((4, 1), (2, 2), (9, 1)):
             assert np.array_equal(engine.derain_batch([image], None, beside)[0], expected)
             assert shares.pop() == share
+
+    @needs_native
+    def test_pictures_of_a_batch_are_computed_at_the_same_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled, "threads", lambda: 3)
+        engine, told = Engine(random_model(channels=32), self.CONFIG), list[float]()
+        images = [random_pixels(40 + seed, 50, seed=seed) for seed in range(5)]
+        expected = [engine.derain(image) for image in images]
+        monkeypatch.setattr(compiled, "on_threads", fail_unless(1, compiled.on_threads))
+        for given, wanted in zip(engine.derain_batch(images, told.append), expected):
+            assert np.array_equal(given, wanted)
+        assert told == sorted(told)
+        assert told[-1] == 1
+        assert engine.derain_batch([]) == []
+        with pytest.raises(ImageError):
+            engine.derain_batch([images[0], images[1][..., :2]])
 
     def test_without_c_one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compiled, "find_program", lambda: None)

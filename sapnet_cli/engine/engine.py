@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,7 +28,7 @@ from sapnet_cli.engine.hardware import (
 from sapnet_cli.engine.insistence import Insistence
 from sapnet_cli.engine.native import NativeNetwork, is_native
 from sapnet_cli.engine.pixels import Pixels, mean_change, to_batch, to_float, to_pixels
-from sapnet_cli.engine.progress import Report, in_groups, part_of
+from sapnet_cli.engine.progress import Report, in_groups, part_of, work_beside
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.statistics import choose_sample
 from sapnet_cli.engine.tiled import TiledForward, Windows
@@ -107,7 +109,7 @@ class Engine:
         return self.derain_batch([image])[0]
 
     def derain_batch(self, images: Sequence[Pixels], report: Report | None = None, beside: int = 1) -> list[Pixels]:
-        """Derains several pictures; neighbours of one size share a forward.
+        """Derains several pictures: on a GPU neighbours of one size share a forward; see also `beside`.
 
         Args:
             images: each as for `derain`.
@@ -117,11 +119,27 @@ class Engine:
         Returns:
             New arrays, as from `derain`, which raises the same errors.
         """
-        if beside > 1:
-            with compiled.on_threads(max(1, compiled.threads() // beside)):
-                return self.derain_batch(images, report)
         for image in images:
             _check(image)
+        if beside == 1 and len(images) > 1:
+            room = min(self.beside(*image.shape[:2]) for image in images)
+            if room > 1:
+                return self._derain_beside(images, min(room, len(images)), part_of(report, 0, 1))
+        with compiled.on_threads(max(1, compiled.threads() // beside)) if beside > 1 else nullcontext():
+            return self._derain_in_turn(images, report)
+
+    def _derain_beside(self, images: Sequence[Pixels], number: int, report: Report) -> list[Pixels]:
+        """Pictures, by so many at the same time."""
+        results = list(images)
+
+        def derain(turn: int, part: Report) -> None:
+            (results[turn],) = self.derain_batch([images[turn]], part, number)
+
+        work_beside([partial(derain, turn) for turn in range(len(images))], number, report)
+        return results
+
+    def _derain_in_turn(self, images: Sequence[Pixels], report: Report | None) -> list[Pixels]:
+        """Pictures, one after the other, or those of one size together."""
         results: list[Pixels] = []
         while len(results) < len(images):
             start = len(results)
