@@ -31,6 +31,9 @@ EXACT_PIXELS, EXACT_SHARE = 15_000_000, 1 / 3
 BESIDE_SHARE = 1 / 16
 """Of what is free, for pictures that are computed at the same time, if that is more than one may take anyway."""
 
+MOST_BESIDE = 16
+"""Pictures, or tiles, at the same time: of more the threads of Python, one of which runs at a time, were in the way."""
+
 SMALLEST_TILE, LARGEST_TILE = 192, 2048
 
 
@@ -86,7 +89,7 @@ class Budget:
 
     def _beside(self, have_room: float) -> int:
         """PyTorch has all cores at work on one."""
-        return max(1, min(compiled.threads(), int(have_room))) if self._native else 1
+        return max(1, min(compiled.threads(), MOST_BESIDE, int(have_room))) if self._native else 1
 
     def pixels(self, of_pixels: int) -> int:
         """Pixels of all windows of one forward."""

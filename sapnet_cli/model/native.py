@@ -35,8 +35,9 @@ SMALL, LARGE = POINTS
 PLANES = "fp32", "fp16", "bf16"
 """What planes may be of, in the order of `c/vectors.h`: see `arrays.KINDS`."""
 
-PARTS = 2
-"""For each thread, of a picture that is summed: what one that is slower leaves, others take."""
+PARTS, PART_ROWS = 2, 96
+"""For each thread, of a picture that is summed, at least, and rows of each, about: what a slower one leaves, others
+take."""
 
 
 class Convolution(ctypes.Structure):
@@ -400,7 +401,7 @@ def _convolve(job: Convolution, transformed: Array, target: Array, pooled: Poole
     check(pooled.kernel, (9 * channels, outputs))
     check(pooled.bias, (outputs,))
     check_multiples(compiled.program().lanes, outputs)
-    job.parts = PARTS * compiled.threads()
+    job.parts = max(PARTS * compiled.threads(), count * height // PART_ROWS)
     parts, columns = (new_like(pooled.means, number, count, width, channels) for number in (job.parts, 3))
     rectangle = new_like(pooled.means, channels)
     job.sums = address(parts)
