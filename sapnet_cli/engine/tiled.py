@@ -87,9 +87,9 @@ class TiledForward:
         beside: int,
         sample: Sample | None,
     ) -> None:
-        """Takes a picture, its tiles, how many go together, how many times that at once, and windows that stand for it.
+        """Takes a picture, its tiles, how many share a forward, how many forwards run at the same time, and a sample.
 
-        These are None where there is no attention, which asks for no means.
+        That is None where there is no attention, which asks for no means.
         """
         self._begin, self._ranging = begin, ranging
         self._image, self._plan, self._batch = image, plan, batch
@@ -109,7 +109,7 @@ class TiledForward:
             if self._sample is None:
                 for unit in range(stages):
                     part = part_of(report, unit / stages, (unit + 1) / stages)
-                    self._pass(unit, None, carried, ALL if unit + 1 < stages else RESIDUAL, part)
+                    self._pass(unit, (), carried, ALL if unit + 1 < stages else RESIDUAL, part)
                     self._next_unit(carried)
             else:
                 self._run_by_sample(self._sample, stages, carried, report)
@@ -167,30 +167,28 @@ class TiledForward:
         carried.next_unit()
 
     def _pass(
-        self, unit: int, vectors: Sequence[Values] | None, carried: CarriedState, planes: slice, report: Report
+        self, unit: int, vectors: Sequence[Values], carried: CarriedState, planes: slice, report: Report
     ) -> list[Values]:
-        """All tiles through one unit, by given vectors, if any; some of what they leave to the next one is kept.
+        """All tiles through one unit, by given vectors; some of what they leave to the next one is kept.
 
         Returns:
             What the vectors should have been.
         """
         groups = [tiles for tiles, _ in in_groups(self._plan.tiles, self._batch, report)]
-        pools = [None if vectors is None else MeasuringPool(vectors) for _ in groups]
+        pools, were_read = [MeasuringPool(vectors) for _ in groups], [Event() for _ in groups]
         rooms: SimpleQueue[Room] = SimpleQueue()
         for room in self._rooms:
             rooms.put(room)
-        were_read = [Event() for _ in groups]
-
         threads = max(1, compiled.share() // len(self._rooms))
 
         def compute(turn: int, part: Report) -> None:
             room, tiles = rooms.get(), groups[turn]
             try:
-                forward = self._windows(self._plan, tiles, room, pools[turn], self._ranging)
-                if unit:
-                    self._read(forward, self._plan, tiles, carried)
-                were_read[turn].set()
                 with compiled.on_threads(threads):
+                    forward = self._windows(self._plan, tiles, room, pools[turn], self._ranging)
+                    if unit:
+                        self._read(forward, self._plan, tiles, carried)
+                    were_read[turn].set()
                     self._unit(unit, forward, part)
                 for before in were_read[:turn]:  # what is written may lie where they read
                     before.wait()
@@ -200,10 +198,9 @@ class TiledForward:
                 rooms.put(room)
 
         work_beside([partial(compute, turn) for turn in range(len(groups))], len(self._rooms), report)
-        measured = MeasuringPool(vectors or ())
+        measured = MeasuringPool(vectors)
         for pool in pools:
-            if pool is not None:
-                measured.add(pool)
+            measured.add(pool)
         return measured.means
 
     def _read(self, forward: Windows, plan: TilePlan, tiles: Sequence[Tile], carried: CarriedState) -> None:
