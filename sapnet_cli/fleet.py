@@ -138,15 +138,13 @@ class _Worker:
     """Lives on one machine of the cluster and keeps its engine from piece to piece."""
 
     def __init__(self, weights: str, config: EngineConfig, options: FileOptions, threads: int | None) -> None:
-        import torch
-
         from sapnet_cli.engine.hardware import prepare_process
         from sapnet_cli.imaging.read import prepare_decoders
 
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # what computes is loaded after this
         prepare_decoders()
         prepare_process()
-        if threads is not None:
-            torch.set_num_threads(threads)
         self._engine, self._options = Engine(read_weights(locate_weights(weights)), config), options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
