@@ -79,17 +79,15 @@ class Budget:
 
     def pictures_beside(self, height: int, width: int) -> int:
         """How many pictures of a size are best computed at the same time, each in one."""
+        if not self._native:  # PyTorch has all cores at work on one
+            return 1
         free = free_memory(self._device)
         room = min(max(CPU_BUDGET, free * BESIDE_SHARE), free / 4)
-        return self._beside(room / stored_bytes(self._channels, self._precision, height * width))
+        return _beside(room / stored_bytes(self._channels, self._precision, height * width))
 
     def tiles_beside(self, tile_pixels: int, of_pixels: int) -> int:
         """The same of tiles with so many pixels."""
-        return self._beside(self.pixels(of_pixels) / tile_pixels)
-
-    def _beside(self, have_room: float) -> int:
-        """PyTorch has all cores at work on one."""
-        return max(1, min(compiled.threads(), MOST_BESIDE, int(have_room))) if self._native else 1
+        return _beside(self.pixels(of_pixels) / tile_pixels) if self._native else 1
 
     def pixels(self, of_pixels: int) -> int:
         """Pixels of all windows of one forward."""
@@ -109,3 +107,7 @@ class Budget:
         budget = CPU_BUDGET * (1 if self._native else INT8_SHARE if self._precision == "int8" else TORCH_SHARE)
         # the result grows beside the tiles: of three bytes a pixel most often
         return min(max(budget - 3 * of_pixels, budget * LEAST_SHARE), free / 4)
+
+
+def _beside(have_room: float) -> int:
+    return max(1, min(compiled.threads(), MOST_BESIDE, int(have_room)))

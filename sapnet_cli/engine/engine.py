@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -122,10 +121,10 @@ class Engine:
         for image in images:
             _check(image)
         if beside == 1 and len(images) > 1:
-            room = min(self.beside(*image.shape[:2]) for image in images)
+            room = self.beside(*max((image.shape[:2] for image in images), key=math.prod))
             if room > 1:
                 return self._derain_beside(images, min(room, len(images)), part_of(report, 0, 1))
-        with compiled.on_threads(max(1, compiled.threads() // beside)) if beside > 1 else nullcontext():
+        with compiled.on_threads(compiled.share_of(beside)):
             return self._derain_in_turn(images, report)
 
     def _derain_beside(self, images: Sequence[Pixels], number: int, report: Report) -> list[Pixels]:
@@ -133,7 +132,8 @@ class Engine:
         results = list(images)
 
         def derain(turn: int, part: Report) -> None:
-            (results[turn],) = self.derain_batch([images[turn]], part, number)
+            with compiled.on_threads(compiled.share_of(number)):
+                (results[turn],) = self._derain_in_turn([images[turn]], part)
 
         work_beside([partial(derain, turn) for turn in range(len(images))], number, report)
         return results

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sapnet_cli.engine.forward import Cores, Forward, Ranging
 from sapnet_cli.engine.hardware import CPU, AnyDevice
 from sapnet_cli.engine.insistence import Insistence
-from sapnet_cli.engine.pixels import ROWS, Pixels, to_batch, to_float, to_pixels
+from sapnet_cli.engine.pixels import ROWS, Pixels, add_rainy, to_batch
 from sapnet_cli.engine.planes import PLANES, Room, choose_place, stored_bytes
 from sapnet_cli.model import matrices, native
 from sapnet_cli.model.arrays import KINDS, aligned, empty
@@ -154,11 +154,7 @@ class NativeForward(Forward[NDArray[Any]]):
         for residual, rainy, result in zip(self.residual, self.rainy, results):
             for start in range(0, len(result), ROWS):
                 rows = slice(start, start + ROWS)
-                band = residual[rows]
-                band += to_float(rainy[rows])
-                if not np.isfinite(band).all():
-                    raise FloatingPointError("not finite")
-                result[rows] = to_pixels(np.clip(band, 0, 1, out=band), dtype)
+                result[rows] = add_rainy(residual[rows], rainy[rows], dtype)
         return list(results)
 
     def _begin(self, following: int | None) -> None:

@@ -36,6 +36,18 @@ def to_pixels(values: NDArray[np.float32], dtype: np.dtype[np.generic]) -> Pixel
     return np.rint(values, out=values).astype(dtype)
 
 
+def add_rainy(residual: NDArray[np.float32], rainy: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
+    """The derained rows of pictures, in a dtype, of what is added to the rainy ones; that is overwritten.
+
+    Raises:
+        FloatingPointError: a value is not finite.
+    """
+    residual += to_float(rainy)
+    if not np.isfinite(residual).all():
+        raise FloatingPointError("not finite")
+    return to_pixels(np.clip(residual, 0, 1, out=residual), dtype)
+
+
 def mean_change(before: Pixels, after: Pixels) -> float:
     """By how much the values of a picture changed on average, in levels of 255."""
     total = 0.0

@@ -38,8 +38,8 @@ def work_beside(works: Sequence[Callable[[Report], None]], number: int, report: 
     An error of any, or Ctrl-C, ends all of them, as soon as they report.
     """
     if number == 1:
-        for turn, alone in enumerate(works):
-            alone(part_of(report, turn / len(works), (turn + 1) / len(works)))
+        for (alone,), part in in_groups(works, 1, report):
+            alone(part)
         return
     done, stopped = [0.0] * len(works), Event()
 

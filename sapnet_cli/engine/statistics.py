@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sapnet_cli.cores import computing_cores
+from sapnet_cli.engine.native import Values
 from sapnet_cli.engine.pixels import ROWS, Pixels, to_batch, to_float
 from sapnet_cli.engine.tiles import Span, Tile, TilePlan, plan_tiles
 from sapnet_cli.model import compiled, native
@@ -41,8 +41,6 @@ LEAST_SPREAD = 1e-3
 
 EXCHANGES = 20
 """At most so many times each window is exchanged for a better one; on photos three to six times were enough."""
-
-Values: TypeAlias = NDArray[np.float32]
 
 
 class SamplePool:

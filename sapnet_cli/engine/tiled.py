@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from sapnet_cli.engine.forward import Cores, Ranging
 from sapnet_cli.engine.insistence import Insistence
-from sapnet_cli.engine.native import NativePool
-from sapnet_cli.engine.pixels import ROWS, Pixels, to_batch, to_float, to_pixels
+from sapnet_cli.engine.native import NativePool, Values
+from sapnet_cli.engine.pixels import ROWS, Pixels, add_rainy, to_batch
 from sapnet_cli.engine.planes import Room, reserve, temporary_folder
 from sapnet_cli.engine.progress import Report, in_groups, part_of, work_beside
 from sapnet_cli.engine.rows import Lines, read_rows, write_rows
@@ -44,8 +44,6 @@ LARGE_CHANGE = 0.25 / 255
 ALL, RESIDUAL, NOTHING = slice(None), slice(-1, None), slice(0)
 """Planes of `Windows.carried` that are kept of a pass."""
 
-Values: TypeAlias = NDArray[np.float32]
-
 Means: TypeAlias = Sequence[tuple[Values, Values]]
 """At each pool of a unit those of the sample's windows, (N, C), and of the picture, (C,)."""
 
@@ -54,6 +52,7 @@ class Windows(Protocol):
     """A forward over windows: a `NativeForward`, or a `TorchWindows`."""
 
     insistence: Insistence | None
+    rainy: Pixels
 
     @property
     def residual(self) -> Values:
@@ -179,7 +178,7 @@ class TiledForward:
         rooms: SimpleQueue[Room] = SimpleQueue()
         for room in self._rooms:
             rooms.put(room)
-        threads = max(1, compiled.share() // len(self._rooms))
+        threads = compiled.share_of(len(self._rooms))
 
         def compute(turn: int, part: Report) -> None:
             room, tiles = rooms.get(), groups[turn]
@@ -208,7 +207,7 @@ class TiledForward:
         with forward.refill() as planes:
             carried.read(planes, plan, tiles)
             if self._change is not None:
-                self._change.add_to(planes[-1], self._seen(plan, tiles))
+                self._change.add_to(planes[-1], forward.rainy)
 
     def _unit(self, unit: int, forward: Windows, report: Report | None = None) -> None:
         """Windows through one unit."""
@@ -238,13 +237,10 @@ class TiledForward:
         result = np.empty_like(self._image)
         for start in range(0, len(result), ROWS):
             rows = slice(start, min(start + ROWS, len(result)))
-            rainy, derained = to_batch([self._image[rows]]), carried.residual(rows)
+            rainy, residual = to_batch([self._image[rows]]), carried.residual(rows)
             if self._change is not None:
-                self._change.add_to(derained, rainy)
-            derained += to_float(rainy)
-            if not np.isfinite(derained).all():
-                raise FloatingPointError("not finite")
-            result[rows] = to_pixels(np.clip(derained, 0, 1, out=derained)[0], result.dtype)
+                self._change.add_to(residual, rainy)
+            result[rows] = add_rainy(residual, rainy, result.dtype)[0]
         return result
 
 

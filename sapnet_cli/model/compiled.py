@@ -119,7 +119,7 @@ def load_program(instructions: str) -> Program | None:
     in_parallel.restype = None
 
     def run(function: str, job: int) -> None:
-        number = share()
+        number = share_of(1)
         if number == 1:
             call(function, job)
         else:
@@ -158,9 +158,9 @@ def on_threads(number: int) -> Iterator[None]:
         _SHARE.reset(before)
 
 
-def share() -> int:
-    """On how many of the threads `Program.run` computes here."""
-    return _SHARE.get() or threads()
+def share_of(number: int) -> int:
+    """On how many threads each of so many computes that share those on which `Program.run` computes here."""
+    return max(1, (_SHARE.get() or threads()) // number)
 
 
 def threads() -> int:
