@@ -174,6 +174,7 @@ ONLY = {
     "lpips": LossWeights(ssim=0, lpips=1),
     "ubs": LossWeights(ssim=0, ubs=1),
     "stages": LossWeights(ssim=0, stages=1),
+    "halfway": LossWeights(ssim=0, halfway=1),
 }
 
 
@@ -183,7 +184,7 @@ def test_every_term_has_a_gradient(term: str, features: VGGFeatures, segmentatio
     outputs = [images(seed).requires_grad_() for seed in (0, 2)]
     total, terms = loss(outputs, images(4), images(6), 1.0)
     total.backward()
-    taught = outputs[0] if term == "stages" else outputs[1]
+    taught = outputs[0] if term in {"stages", "halfway"} else outputs[1]
     assert taught.grad is not None
     assert bool(torch.isfinite(taught.grad).all())
     # of each picture, not only of the first as in the released code
@@ -195,15 +196,32 @@ def test_every_term_has_a_gradient(term: str, features: VGGFeatures, segmentatio
 def test_terms_are_weighted_and_segmentation_joins_late(
     features: VGGFeatures, segmentation: SegmentationNetwork
 ) -> None:
-    weights = LossWeights(ssim=1, l1=2, psnr=0.01, pcl=0.4, lpips=3, ubs=0.1, stages=0.5, ubs_from=0.5)
+    weights = LossWeights(ssim=1, l1=2, psnr=0.01, pcl=0.4, lpips=3, ubs=0.1, stages=0.5, halfway=0.02, ubs_from=0.5)
     loss = JointLoss(weights, features, segmentation)
     outputs = [images(0), images(2)]
     early, before = loss(outputs, images(4), images(6), 0.49)
     late, after = loss(outputs, images(4), images(6), 0.5)
     assert "ubs" not in before
-    names = ("ssim", "l1", "psnr", "pcl", "lpips", "ubs", "stages")
+    names = ("ssim", "l1", "psnr", "pcl", "lpips", "ubs", "stages", "halfway")
     assert float(late) == pytest.approx(sum(getattr(weights, name) * float(after[name]) for name in names), rel=1e-5)
     assert float(late - early) == pytest.approx(0.1 * float(after["ubs"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("units", "halfway"), [(2, 0), (3, 0), (5, 1), (6, 2)])
+def test_half_of_the_units_are_taught_by_the_image_that_they_end_with(units: int, halfway: int) -> None:
+    outputs = [images(seed).requires_grad_() for seed in range(units)]
+    total, terms = JointLoss(LossWeights(ssim=0, psnr=1, halfway=0.5, luma=1))(outputs, images(30), images(31), 0.0)
+    total.backward()
+    assert [image.grad is not None and bool(image.grad.any()) for image in outputs] == [
+        unit in {halfway, units - 1} for unit in range(units)
+    ]
+    _, alone = JointLoss(LossWeights(ssim=0, psnr=1, luma=1))([outputs[halfway]], images(30), images(31), 0.0)
+    assert float(terms["halfway"]) == pytest.approx(float(alone["psnr"]))
+
+
+def test_a_single_unit_has_no_half() -> None:
+    _, terms = JointLoss(LossWeights(halfway=1))([images(0)], images(2), images(4), 0.0)
+    assert set(terms) == {"l1", "ssim"}
 
 
 def test_equal_pictures_are_perfect(features: VGGFeatures) -> None:

@@ -272,6 +272,7 @@ def test_crops_are_the_same_for_any_split_over_processes_threads_and_memory(tmp_
             faint=0.5,
             fine=0.5,
             coarse=0.5,
+            enlarge=0.5,
             slant=0.5,
             partial=0.5,
             patchwork=0.5,
@@ -337,6 +338,25 @@ def test_coarse_widens_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:
 
     assert distance(plain) == pytest.approx(9, rel=0.15)
     assert 9 * 1.4 < distance(coarse) < 9 * 2.5
+
+
+def test_enlarge_widens_scene_and_streaks_alike(tmp_path: Path) -> None:
+    write_streaks(tmp_path, 64)
+    request = BatchRequest(0, 0, 32, 48)
+    plain, large = (sampler(tmp_path, Augmentation(turn=False, enlarge=chance)).batch(request) for chance in (0.0, 1.0))
+
+    def steps(clean: np.ndarray) -> float:
+        """From a pixel to the next, of scenes whose pixels have nothing to do with each other."""
+        return float(np.abs(np.diff(clean.astype(float), axis=2)).mean())
+
+    def wide(crops: tuple[np.ndarray, np.ndarray]) -> float:
+        layer = crops[0].astype(float) - crops[1]
+        return float((layer.max(axis=3) > 50).sum() / ((layer[:, :, 1:] > 50) & (layer[:, :, :-1] <= 50)).any(3).sum())
+
+    assert steps(large[1]) < 0.8 * steps(plain[1])
+    assert wide(plain) < 1.2
+    assert 1.4 < wide(large) < 3
+    assert float((large[0].astype(float) - large[1]).max()) > 90  # no scene in what differs: both were cut alike
 
 
 def test_slant_turns_the_streaks_and_leaves_the_scene(tmp_path: Path) -> None:

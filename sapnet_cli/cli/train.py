@@ -150,6 +150,10 @@ def train(
         float | None,
         typer.Option(min=0, max=1, help="Share of crops whose rain is enlarged.", rich_help_panel=DATA),
     ] = None,
+    enlarge: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of crops that are enlarged, rain and all.", rich_help_panel=DATA),
+    ] = None,
     slant: Annotated[
         float | None,
         typer.Option(
@@ -198,6 +202,9 @@ def train(
     ] = None,
     stage_loss: Annotated[
         float | None, typer.Option(help="Error of the earlier units' images.", rich_help_panel=LOSSES)
+    ] = None,
+    halfway: Annotated[
+        float | None, typer.Option(help="Negative PSNR after half of the units.", rich_help_panel=LOSSES)
     ] = None,
     backbones: Annotated[
         str | None,
@@ -349,6 +356,7 @@ def train(
                     ubs=ubs,
                     ubs_from=ubs_from,
                     stages=stage_loss,
+                    halfway=halfway,
                 ),
                 augmentation=_given(
                     flip=flip,
@@ -358,6 +366,7 @@ def train(
                     faint=faint,
                     fine=fine,
                     coarse=coarse,
+                    enlarge=enlarge,
                     slant=slant,
                     partial=partial,
                     patchwork=patchwork,

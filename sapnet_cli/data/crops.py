@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,11 +16,12 @@ from sapnet_cli.data.pairs import Pair
 from sapnet_cli.data.pictures import CheckedPair, PictureCache, Pixels
 from sapnet_cli.data.rain import RainGenerator
 
+Picture = TypeVar("Picture", Pixels, NDArray[np.float32])
 LARGER_CROPS = (1.5, 2.0)
 """Scales that `Augmentation.fine` shrinks crops by."""
 
 COARSER = (1.25, 2.5)
-"""Scales that `Augmentation.coarse` enlarges rain by."""
+"""Scales that `Augmentation.coarse` enlarges rain by, and `Augmentation.enlarge` pictures."""
 
 SLANTED = 60.0
 """Degrees, to either side, that `Augmentation.slant` turns rain by."""
@@ -60,6 +62,8 @@ class Augmentation:
         faint: probability that the rain is weakened, to anything from nothing to all of it.
         fine: probability that a larger crop is shrunk, by 1.5 or 2, which makes streaks finer and denser.
         coarse: probability that the rain is enlarged, by up to 2.5, as photos of many pixels have it.
+        enlarge: probability that a part of the crop is enlarged to all of it, by up to 2.5, scene and rain alike:
+            photos of many pixels are smooth.
         slant: probability that the rain of a pair, lifted off another one of its set, is turned by up to 60 degrees:
             in the public sets rain falls within some 20 of the vertical, in a storm it does not.
         partial: probability that rain is seen before half of the crop or less: it shows before what is dark, and often
@@ -77,6 +81,7 @@ class Augmentation:
     faint: float = 0.0
     fine: float = 0.0
     coarse: float = 0.0
+    enlarge: float = 0.0
     slant: float = 0.0
     partial: float = 0.0
     patchwork: float = 0.0
@@ -152,6 +157,9 @@ class CropSampler:
             part = _side_part(patch, random)
             other_rainy, other_clean = self._elsewhere(patch, random)
             rainy, clean = np.where(part, other_rainy, rainy), np.where(part, other_clean, clean)
+        if random.random() < self.augmentation.enlarge:
+            scale = random.uniform(*COARSER)
+            rainy, clean = _enlarged(rainy, scale), _enlarged(clean, scale)
         if random.random() < self.augmentation.dim:
             tint = 1 - TINTED * random.random(3)
             light = random.uniform(*DIMMED) * tint / tint.max()
@@ -188,9 +196,7 @@ class CropSampler:
         else:
             layer = rain_layer(rainy, clean)
         if coarse:
-            part = int(patch / random.uniform(*COARSER))
-            enlarged = cv2.resize(layer[:part, :part], (patch, patch), interpolation=cv2.INTER_CUBIC)
-            layer = np.asarray(enlarged, np.float32)
+            layer = _enlarged(layer, random.uniform(*COARSER))
         if faint:
             layer = layer * np.float32(random.random())
         if mixed:
@@ -263,6 +269,12 @@ class CropLoader:
         """Ends the threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _enlarged(picture: Picture, scale: float) -> Picture:
+    """The upper left part of a square crop, in as many pixels as the whole."""
+    side, part = len(picture), int(len(picture) / scale)
+    return np.asarray(cv2.resize(picture[:part, :part], (side, side), interpolation=cv2.INTER_CUBIC), picture.dtype)
 
 
 def _noise(patch: int, random: np.random.Generator) -> NDArray[np.float32]:

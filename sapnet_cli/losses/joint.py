@@ -26,7 +26,9 @@ class LossWeights:
         lpips: learned perceptual similarity.
         ubs: unsupervised background segmentation.
         stages: mean absolute error of the earlier units' images, averaged over them, so that they are good images too.
-        luma: share of `ssim` and `psnr`, 0 to 1, that is of Y, as benchmarks score it, not of red, green and blue.
+        halfway: negative PSNR, as `psnr`, of the image after half of the units, so that half of the time is enough.
+        luma: share of `ssim`, `psnr` and `halfway`, 0 to 1, that is of Y, as benchmarks score it, not of red, green and
+            blue.
         ubs_from: part of the budget, 0 to 1, after which `ubs` joins.
     """
 
@@ -37,6 +39,7 @@ class LossWeights:
     lpips: float = 0.0
     ubs: float = 0.0
     stages: float = 0.0
+    halfway: float = 0.0
     luma: float = 0.0
     ubs_from: float = 0.5
 
@@ -91,6 +94,9 @@ class JointLoss(nn.Module):
         if weights.stages and earlier:
             errors = torch.stack([(image - clean).abs().mean() for image in earlier])
             terms["stages"] = (weights.stages, errors.mean())
+        if weights.halfway and earlier:
+            halfway = images[len(images) // 2 - 1]
+            terms["halfway"] = (weights.halfway, HIGHEST_PSNR - self._compare(psnr, halfway, clean))
         if self.features is not None and (weights.pcl or weights.lpips):
             with torch.no_grad(), autocast():
                 known = self.features(torch.cat((clean, rainy)) if weights.pcl else clean)

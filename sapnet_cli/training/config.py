@@ -113,11 +113,12 @@ class TrainingConfig:
             raise UsageError(f"a budget of {self.budget.amount:g} {self.budget.unit} leaves nothing to train")
         if self.patch < 16 or self.batch < 1:
             raise UsageError(f"crops of {self.patch} pixels, {self.batch} a step: at least 16 and 1 are needed")
-        if min(weights.ssim, weights.l1, weights.psnr, weights.pcl, weights.lpips, weights.ubs, weights.stages) < 0:
+        compared = (weights.ssim, weights.l1, weights.psnr, weights.pcl, weights.lpips)
+        if min(*compared, weights.ubs, weights.stages, weights.halfway) < 0:
             raise UsageError("the weight of a loss cannot be negative; 0 switches it off")
         if not 0 <= weights.luma <= 1:
             raise UsageError(f"a share of {weights.luma:g} cannot be of Y; it is from 0 to 1")
-        if not (weights.ssim or weights.l1 or weights.psnr or weights.pcl or weights.lpips):
+        if not any(compared):
             raise UsageError("all losses that compare with the clean picture are off; nothing could be learnt")
 
     def phase(self, progress: float) -> Phase:
