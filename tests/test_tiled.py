@@ -19,7 +19,8 @@ from sapnet_cli.engine.budget import Budget
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.progress import Report, work_beside
-from sapnet_cli.engine.tiled import CarriedState
+from sapnet_cli.engine.statistics import ResidualChange
+from sapnet_cli.engine.tiled import CarriedState, TiledForward
 from sapnet_cli.engine.tiles import plan_tiles
 from sapnet_cli.errors import OutOfMemoryError
 from sapnet_cli.model import compiled
@@ -80,6 +81,45 @@ def test_tiles_at_the_same_time_give_what_one_by_one_do(beside: int, monkeypatch
         results.append(Engine(model, config).derain(image))
     assert set(most) == {1, beside}
     assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("off", "twice"),
+    [
+        ([0, 0, 0, 0], []),
+        ([0.1, 0.1, 0.1, 0.1], []),
+        ([0.3, 0, 0, 0, 0, 0], [0, 1]),  # and once it was right it is trusted again
+        ([0.3, 0, 0.2, 0, 0.05, 0, 0], [0, 1, 2]),
+        ([0, 0, 0.2, 0.2, 0], [3]),
+        ([0.3] * 8, [0, 1, 2, 3]),
+    ],
+)
+def test_where_the_sample_is_off_tiles_pass_the_next_unit_twice(
+    off: list[float], twice: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First only to be measured, but for the first unit, which counts at once. By levels that residuals change by."""
+    monkeypatch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
+    monkeypatch.setattr("sapnet_cli.engine.statistics.ENOUGH_PIXELS", 0)
+    changes, passes = iter(off), []
+    none, most = np.zeros((7, 3), np.float32), np.zeros(3, np.float32)
+    monkeypatch.setattr(tiled, "residual_change", lambda *images: ResidualChange(none, most, next(changes) / 255))
+    real = TiledForward._pass
+
+    def counted(forward: TiledForward, unit: int, vectors: Any, carried: Any, planes: slice, report: Report) -> Any:
+        passes.append((unit, planes != tiled.NOTHING))
+        return real(forward, unit, vectors, carried, planes, report)
+
+    monkeypatch.setattr(TiledForward, "_pass", counted)
+    progress: list[float] = []
+    Engine(random_model(stages=4), EngineConfig(device="cpu", precision="fp32", tile=48, overlap=8)).derain_batch(
+        [random_pixels(70, 90)], progress.append
+    )
+    assert passes == [
+        (unit, counts) for unit in range(4) for counts in ([True] if unit not in twice else [unit == 0, True])
+    ]
+    assert progress == sorted(progress)
+    assert max(progress) <= 1
+    assert next(changes, None) is None
 
 
 @needs_native

@@ -38,8 +38,9 @@ from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
 from sapnet_cli.model import compiled
 
-LARGE_CHANGE = 0.25 / 255
-"""Of the first unit's residual, on average: tiles pass it again, as mending leaves too much of such a one."""
+LARGE_CHANGE, SOME_CHANGE = 0.25 / 255, 0.1 / 255
+"""Of a residual, on average, by what means turn out to be: where that of the first unit, or of a later one, changes by
+more, the sample is not trusted with the next unit."""
 
 ALL, RESIDUAL, NOTHING = slice(None), slice(-1, None), slice(0)
 """Planes of `Windows.carried` that are kept of a pass."""
@@ -115,28 +116,35 @@ class TiledForward:
             return self._result(carried)
 
     def _run_by_sample(self, sample: Sample, stages: int, carried: CarriedState, report: Report) -> None:
-        """All units. The sample passes each before the tiles do, and after them, when the picture's means are known."""
+        """All units. The sample passes each before the tiles do, and after them, when the picture's means are known.
+
+        Tiles pass a unit that the sample is not trusted with twice: first only to be measured. The first unit counts at
+        once, as its input is the picture and stays: tiles pass it again if mending would leave too much of a change.
+        """
         before: Means = []
         rainy = self._seen(sample.plan, sample.tiles)
-        passes = stages * (2 if sample.small else 1) + 1
-        parts = (part_of(report, done / passes, (done + 1) / passes) for done in range(passes))
+        trusted = False
         with CarriedState(sample.stacked) as kept:  # the sample as it was before the unit
             for unit in range(stages):
-                planes = ALL if unit + 1 < stages else RESIDUAL
+                part = part_of(report, (unit + 1 if unit else 0) / (stages + 1), (unit + 2) / (stages + 1))
                 if unit:
                     self._keep(sample, carried, kept)
-                if sample.small:  # its means differ from the picture's much as they will when that counts
-                    pool, _ = self._pass_sample(unit, sample, before, kept)
-                    before = self._measure(unit, pool, carried, NOTHING, next(parts))
+                counts = ALL if unit + 1 < stages else RESIDUAL
+                passes = [counts] if trusted else [NOTHING if unit else counts, counts]
                 pool, guess = self._pass_sample(unit, sample, before, kept)
-                before = self._measure(unit, pool, carried, planes, next(parts))
-                pool, known = self._pass_sample(unit, sample, before, kept)
-                self._change = residual_change(rainy, guess, known)
-                if unit == 0 and self._change is not None and self._change.typical > LARGE_CHANGE:
-                    before = self._measure(unit, pool, carried, planes, next(parts))
-                    pool, again = self._pass_sample(unit, sample, before, kept)
-                    self._change = residual_change(rainy, known, again)
+                for turn, planes in enumerate(passes):
+                    now = part_of(part, turn / len(passes), (turn + 1) / len(passes))
+                    before = self._measure(unit, pool, carried, planes, now)
+                    pool, known = self._pass_sample(unit, sample, before, kept)
+                    change = residual_change(rainy, guess, known)
+                    guess = known
+                    if turn == 0:
+                        most = SOME_CHANGE if unit else LARGE_CHANGE
+                        trusted = not sample.small and (change is None or change.typical <= most)
+                    if unit == 0 and trusted:
+                        break
                 before = list(zip(pool.windows, pool.vectors))
+                self._change = change
                 self._next_unit(carried)
 
     def _pass_sample(self, unit: int, sample: Sample, before: Means, kept: CarriedState) -> tuple[SamplePool, Values]:
