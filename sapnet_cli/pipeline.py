@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -22,7 +23,15 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pixels import mean_change
 from sapnet_cli.engine.progress import StoppedError
 from sapnet_cli.errors import ImageError, SapnetError
-from sapnet_cli.files import exists, make_folder, read, size_in_bytes, standard_stream, write_atomically
+from sapnet_cli.files import (
+    TEMPORARY_PREFIX,
+    exists,
+    make_folder,
+    read,
+    size_in_bytes,
+    standard_stream,
+    write_atomically,
+)
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, IPTC_FORMATS, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
@@ -397,7 +406,9 @@ def _alike(first: Picture, second: Picture) -> bool:
 
 
 def _describe(error: OSError, job: Job) -> str:
-    """Why, and of which file unless that is the source, which messages begin with."""
+    """Why, and what could not be written, unless it is about the source, which messages begin with."""
     reason = error.strerror or str(error)
-    named = error.filename and str(error.filename) != job.source_name
-    return f"{error.filename}: {reason}" if named else reason
+    if not error.filename or str(error.filename) == job.source_name:
+        return reason
+    folder, name = os.path.split(str(error.filename))
+    return f"cannot write to {folder if name.startswith(TEMPORARY_PREFIX) else error.filename}: {reason}"

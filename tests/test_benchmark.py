@@ -165,6 +165,8 @@ def test_a_public_set_is_found_by_name_and_checked(tmp_path: Path) -> None:
     assert listed.stdout.count("not here") == 10
     missing = benchmark("--dataset", "rain12", "--data", tmp_path, code=2)
     assert "Rain12 is not here (looked in" in missing.stderr
+    nowhere = benchmark("--dataset", "rain12", "--data", tmp_path / "no", code=2)
+    assert f"{tmp_path / 'no'}: no such folder" in nowhere.stderr
 
 
 def test_further_measures_look_through_networks(backbones: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sapnet_cli.data.pairs import PairListing, find_in_folder
+from sapnet_cli.errors import UsageError
 
 DATA_VARIABLE = "SAPNET_DATA"
 
@@ -145,8 +146,14 @@ BENCHMARKS = {
 
 
 def data_folders(data: Path | None, cache: Path) -> list[Path]:
-    """Where sets are looked for: the folder that the user names, else SAPNET_DATA, and the cache."""
+    """Where sets are looked for: the folder that the user names, else SAPNET_DATA, and the cache.
+
+    Raises:
+        UsageError: the user names what is no folder.
+    """
     named = data or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
+    if named is not None and not named.is_dir():
+        raise UsageError(f"{named}: no such folder; name the one that holds the sets with --data or {DATA_VARIABLE}")
     return [folder for folder in (named, cache / "datasets") if folder is not None and folder.is_dir()]
 
 
