@@ -4,7 +4,8 @@ All tiles pass the first unit before any passes the second. So attention's means
 one unit when the next begins, and each unit begins from what the picture itself has come to. The means of a unit are
 what a sample of windows says of them. How far off they were is known once all tiles have passed. Then the sample passes
 again, by what they should have been, and tells what that changes: no recurrent state, as attention comes after it, and
-the residual much as its colours say, so it is mended before the next unit.
+the residual much as its colours say, so it is mended before the next unit. Where that was much, the next unit is passed
+twice.
 """
 
 from __future__ import annotations
