@@ -21,8 +21,6 @@ OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", 
 WEB = {"http", "https"}
 """Whose addresses quote what is special, and may have a query (a token, say) behind the name."""
 
-TEMPORARY_PREFIX = ".sapnet-"
-
 
 def is_url(name: str) -> bool:
     """Whether a name is a URL, not a path on this machine."""
@@ -171,7 +169,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     UTF-8; what is none, since a name of a file may be in any encoding, with backslashes.
 
     Raises:
-        OSError: no permission, no space, or the like; nothing is left behind.
+        OSError: no permission, no space, or the like, and its `filename` is the target; nothing is left behind.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     if _is_remote(path):
@@ -193,8 +191,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 os.chown(temporary, before.st_uid, before.st_gid)
             temporary.chmod(before.st_mode & 0o777)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # which has the name of the other file, or, of a full disk, none
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -231,7 +231,7 @@ def _in_object_store(path: Any) -> bool:
 
 
 def _temporary_name() -> str:
-    return f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    return f".sapnet-{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager

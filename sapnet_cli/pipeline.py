@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections import deque
@@ -23,15 +22,7 @@ from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pixels import mean_change
 from sapnet_cli.engine.progress import StoppedError
 from sapnet_cli.errors import ImageError, SapnetError
-from sapnet_cli.files import (
-    TEMPORARY_PREFIX,
-    exists,
-    make_folder,
-    read,
-    size_in_bytes,
-    standard_stream,
-    write_atomically,
-)
+from sapnet_cli.files import exists, make_folder, read, size_in_bytes, standard_stream, write_atomically
 from sapnet_cli.imaging.jobs import Job
 from sapnet_cli.imaging.picture import ALPHA_FORMATS, FORMAT_OF_SUFFIX, IPTC_FORMATS, SIXTEEN_BIT_FORMATS, Picture
 from sapnet_cli.imaging.read import MAX_MEGAPIXELS, decode
@@ -410,5 +401,4 @@ def _describe(error: OSError, job: Job) -> str:
     reason = error.strerror or str(error)
     if not error.filename or str(error.filename) == job.source_name:
         return reason
-    folder, name = os.path.split(str(error.filename))
-    return f"cannot write to {folder if name.startswith(TEMPORARY_PREFIX) else error.filename}: {reason}"
+    return f"cannot write to {error.filename}: {reason}"

@@ -29,7 +29,6 @@ from sapnet_cli.cli.output import hear_signals as hear_in_command
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.engine import Engine
 from sapnet_cli.engine.pixels import Pixels
-from sapnet_cli.files import TEMPORARY_PREFIX
 from sapnet_cli.imaging.picture import FORMAT_OF_SUFFIX, Picture
 from sapnet_cli.imaging.read import decode, segment
 from sapnet_cli.imaging.write import encode, writable_formats
@@ -470,15 +469,15 @@ def test_a_disk_that_fails_within_the_engine_costs_one_picture(
     assert "5 done, 4 failed" in result.stderr
 
 
-@pytest.mark.parametrize(("output", "place"), [("file/clean/a.png", "file/clean"), ("clean/a.png", "clean")])
+@pytest.mark.parametrize(("output", "place"), [("file/clean/a.png", "file/clean"), ("clean/a.png", "clean/a.png")])
 def test_what_cannot_be_written_is_said(
     output: str, place: str, photos: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.with_name(f"{TEMPORARY_PREFIX}1.tmp")))
+    def full(path: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "file").touch()
-    monkeypatch.setattr(pipeline, "write_atomically", full)
+    monkeypatch.setattr(Path, "replace", full)
     result = invoke("derain", photos / "a.png", "-o", tmp_path / output, "-w", tiny, code=1)
     assert f"error: {photos}/a.png: cannot write to {tmp_path / place}: " in result.stderr
 

@@ -338,8 +338,9 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as told:
         write_atomically(target, b"half")
+    assert told.value.filename == str(target)
     assert target.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
