@@ -84,20 +84,22 @@ def test_tiles_at_the_same_time_give_what_one_by_one_do(beside: int, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("off", "twice"),
+    ("off", "times"),
     [
-        ([0, 0, 0, 0], []),
-        ([0.1, 0.1, 0.1, 0.1], []),
-        ([0.3, 0, 0, 0, 0, 0], [0, 1]),  # and once it was right it is trusted again
-        ([0.3, 0, 0.2, 0, 0.05, 0, 0], [0, 1, 2]),
-        ([0, 0, 0.2, 0.2, 0], [3]),
-        ([0.3] * 8, [0, 1, 2, 3]),
+        ([0, 0, 0, 0], [1, 1, 1, 1]),
+        ([0.1, 0.1, 0.1, 0.1], [1, 1, 1, 1]),
+        ([0.3, 0, 0, 0, 0, 0], [2, 2, 1, 1]),  # and once it was right it is trusted again
+        ([0.3, 0, 0.2, 0, 0.05, 0, 0], [2, 2, 2, 1]),
+        ([0, 0, 0.2, 0.2, 0], [1, 1, 1, 2]),
+        ([0.3, 0.03, 0.01, 0.1, 0, 0, 0], [3, 2, 1, 1]),  # still a little off
+        ([0.3] * 9, [3, 2, 2, 2]),
     ],
 )
-def test_where_the_sample_is_off_tiles_pass_the_next_unit_twice(
-    off: list[float], twice: list[int], monkeypatch: pytest.MonkeyPatch
+def test_where_the_sample_is_off_tiles_pass_units_again(
+    off: list[float], times: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First only to be measured, but for the first unit, which counts at once. By levels that residuals change by."""
+    """The next unit first only to be measured; the first itself, which counts at once. By levels that residuals change
+    by."""
     monkeypatch.setattr("sapnet_cli.engine.budget.CPU_BUDGET", 0)
     monkeypatch.setattr("sapnet_cli.engine.statistics.ENOUGH_PIXELS", 0)
     changes, passes = iter(off), []
@@ -115,7 +117,7 @@ def test_where_the_sample_is_off_tiles_pass_the_next_unit_twice(
         [random_pixels(70, 90)], progress.append
     )
     assert passes == [
-        (unit, counts) for unit in range(4) for counts in ([True] if unit not in twice else [unit == 0, True])
+        (unit, unit == 0 or turn == passed) for unit, passed in enumerate(times) for turn in range(1, passed + 1)
     ]
     assert progress == sorted(progress)
     assert max(progress) <= 1

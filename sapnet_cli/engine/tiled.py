@@ -5,7 +5,7 @@ one unit when the next begins, and each unit begins from what the picture itself
 what a sample of windows says of them. How far off they were is known once all tiles have passed. Then the sample passes
 again, by what they should have been, and tells what that changes: no recurrent state, as attention comes after it, and
 the residual much as its colours say, so it is mended before the next unit. Where that was much, the next unit is passed
-twice.
+twice, and the first one, whose input stays, until it is little.
 """
 
 from __future__ import annotations
@@ -39,9 +39,13 @@ from sapnet_cli.engine.tiles import Tile, TilePlan
 from sapnet_cli.errors import OutOfMemoryError
 from sapnet_cli.model import compiled
 
-LARGE_CHANGE, SOME_CHANGE = 0.25 / 255, 0.1 / 255
+LARGE_CHANGE, SOME_CHANGE, LITTLE_CHANGE = 0.25 / 255, 0.1 / 255, 0.02 / 255
 """Of a residual, on average, by what means turn out to be: where that of the first unit, or of a later one, changes by
-more, the sample is not trusted with the next unit."""
+more, the sample is not trusted with the next unit; and by which the first may change when it has been passed again. A
+pixel where the network wavers makes a hundred times as much of it, which nothing mends."""
+
+MOST_PASSES = 3
+"""Of the first unit."""
 
 ALL, RESIDUAL, NOTHING = slice(None), slice(-1, None), slice(0)
 """Planes of `Windows.carried` that are kept of a pass."""
@@ -120,7 +124,7 @@ class TiledForward:
         """All units. The sample passes each before the tiles do, and after them, when the picture's means are known.
 
         Tiles pass a unit that the sample is not trusted with twice: first only to be measured. The first unit counts at
-        once, as its input is the picture and stays: tiles pass it again if mending would leave too much of a change.
+        once, as its input is the picture and stays: tiles pass it again as long as mending would leave too much.
         """
         before: Means = []
         rainy = self._seen(sample.plan, sample.tiles)
@@ -131,7 +135,7 @@ class TiledForward:
                 if unit:
                     self._keep(sample, carried, kept)
                 counts = ALL if unit + 1 < stages else RESIDUAL
-                passes = [counts] if trusted else [NOTHING if unit else counts, counts]
+                passes = [counts] if trusted else [NOTHING, counts] if unit else [counts] * MOST_PASSES
                 pool, guess = self._pass_sample(unit, sample, before, kept)
                 for turn, planes in enumerate(passes):
                     now = part_of(part, turn / len(passes), (turn + 1) / len(passes))
@@ -139,10 +143,10 @@ class TiledForward:
                     pool, known = self._pass_sample(unit, sample, before, kept)
                     change = residual_change(rainy, guess, known)
                     guess = known
+                    off = 0.0 if change is None else change.typical
                     if turn == 0:
-                        most = SOME_CHANGE if unit else LARGE_CHANGE
-                        trusted = not sample.small and (change is None or change.typical <= most)
-                    if unit == 0 and trusted:
+                        trusted = not sample.small and off <= (SOME_CHANGE if unit else LARGE_CHANGE)
+                    if unit == 0 and (trusted or (turn and off <= LITTLE_CHANGE)):
                         break
                 before = list(zip(pool.windows, pool.vectors))
                 self._change = change
