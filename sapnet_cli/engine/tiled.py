@@ -135,7 +135,7 @@ class TiledForward:
                 if unit:
                     self._keep(sample, carried, kept)
                 counts = ALL if unit + 1 < stages else RESIDUAL
-                passes = [counts] if trusted else [NOTHING, counts] if unit else [counts] * MOST_PASSES
+                passes = [counts] * MOST_PASSES if unit == 0 else [counts] if trusted else [NOTHING, counts]
                 pool, guess = self._pass_sample(unit, sample, before, kept)
                 for turn, planes in enumerate(passes):
                     now = part_of(part, turn / len(passes), (turn + 1) / len(passes))
