@@ -44,8 +44,8 @@ LARGE_CHANGE, SOME_CHANGE, LITTLE_CHANGE = 0.25 / 255, 0.1 / 255, 0.02 / 255
 more, the sample is not trusted with the next unit; and by which the first may change when it has been passed again. A
 pixel where the network wavers makes a hundred times as much of it, which nothing mends."""
 
-MOST_PASSES = 3
-"""Of the first unit."""
+FIRST_PASSES = (0.0, 0.9), (0.9, 0.95), (0.95, 1.0)
+"""Of what is told of the first unit's progress, that of each pass it may take: one is enough most often."""
 
 ALL, RESIDUAL, NOTHING = slice(None), slice(-1, None), slice(0)
 """Planes of `Windows.carried` that are kept of a pass."""
@@ -131,15 +131,17 @@ class TiledForward:
         trusted = False
         with CarriedState(sample.stacked) as kept:  # the sample as it was before the unit
             for unit in range(stages):
-                part = part_of(report, (unit + 1 if unit else 0) / (stages + 1), (unit + 2) / (stages + 1))
+                part = part_of(report, unit / stages, (unit + 1) / stages)
                 if unit:
                     self._keep(sample, carried, kept)
                 counts = ALL if unit + 1 < stages else RESIDUAL
-                passes = [counts] * MOST_PASSES if unit == 0 else [counts] if trusted else [NOTHING, counts]
+                if unit == 0:
+                    passes = [(counts, *told) for told in FIRST_PASSES]
+                else:
+                    passes = [(counts, 0.0, 1.0)] if trusted else [(NOTHING, 0.0, 0.5), (counts, 0.5, 1.0)]
                 pool, guess = self._pass_sample(unit, sample, before, kept)
-                for turn, planes in enumerate(passes):
-                    now = part_of(part, turn / len(passes), (turn + 1) / len(passes))
-                    before = self._measure(unit, pool, carried, planes, now)
+                for turn, (planes, begin, end) in enumerate(passes):
+                    before = self._measure(unit, pool, carried, planes, part_of(part, begin, end))
                     pool, known = self._pass_sample(unit, sample, before, kept)
                     change = residual_change(rainy, guess, known)
                     guess = known
