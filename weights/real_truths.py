@@ -3,9 +3,10 @@
 The default leaves the rain of some photos that other weights take off, and that it takes off itself where a part is cut
 out and derained alone, or the photo enlarged or shrunk. So each place of a photo gets what takes off most there:
 
-    python weights/real_truths.py DEST RAINY WEIGHTS ...
+    python weights/real_truths.py DEST RAINY WEIGHTS ... --earlier FOLDER ...
 
 RAINY holds the photos, `*.jpg`, WEIGHTS names the weights; the first derain the photo in parts and at other sizes, too.
+Each FOLDER holds what this wrote before, by other weights, so that nothing is left that was taken off once.
 Writes pairs into DEST/realT, of every second photo, in order of their names as numbers, at their own size (640 pixels
 at most), 0.7 and half of it. The other photos are only looked at.
 """
@@ -110,24 +111,40 @@ def most_derained(rainy: Pixels, candidates: list[Values]) -> Values:
     return np.einsum("nhw,nhwc->hwc", shares, np.stack(candidates)).astype(np.float32)
 
 
+def name_of(photo: str, scale: float) -> str:
+    """Of a pair's files."""
+    return f"{photo}-{int(10 * scale)}.png"
+
+
+def read_truth(folder: Path, photo: str) -> Values:
+    """What was written before, at the size of `shrunk`."""
+    with Image.open(folder / "realT" / "target" / name_of(photo, 1)) as image:
+        return np.asarray(image, np.float32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dest", type=Path)
     parser.add_argument("rainy", type=Path)
-    parser.add_argument("weights", nargs="+")
+    parser.add_argument("weights", nargs="*")
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[])
     arguments = parser.parse_args()
+    if not arguments.weights and not arguments.earlier:
+        parser.error("neither WEIGHTS nor --earlier")
     derainers = [Derainer(weights, pyramid=1) for weights in arguments.weights]
     for path in in_order(arguments.rainy)[::2]:
         rainy = shrunk(path)
         candidates = [np.asarray(derainer.derain(rainy), np.float32) for derainer in derainers]
-        candidates.append(in_parts(derainers[0].derain, rainy))
-        candidates += [at_size(derainers[0].derain, rainy, size) for size in SIZES]
+        for first in derainers[:1]:
+            candidates.append(in_parts(first.derain, rainy))
+            candidates += [at_size(first.derain, rainy, size) for size in SIZES]
+        candidates += [read_truth(folder, path.stem) for folder in arguments.earlier]
         truth = to_bytes(most_derained(rainy, candidates))
         for scale in SCALES:
             size = [round(side * scale) for side in rainy.shape[1::-1]]
             if scale == 1 or min(size) >= SMALLEST:
                 small = (resized(x, size) for x in (rainy, truth))
-                write_pair(*small, arguments.dest / "realT", f"{path.stem}-{int(10 * scale)}.png")
+                write_pair(*small, arguments.dest / "realT", name_of(path.stem, scale))
 
 
 if __name__ == "__main__":
