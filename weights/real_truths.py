@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from training_sets import to_bytes, write_pair
+from training_sets import read, to_bytes, write_pair
 
 from sapnet_cli import Derainer
 from sapnet_cli.data.pictures import Pixels
@@ -118,8 +118,7 @@ def name_of(photo: str, scale: float) -> str:
 
 def read_truth(folder: Path, photo: str) -> Values:
     """What was written before, at the size of `shrunk`."""
-    with Image.open(folder / "realT" / "target" / name_of(photo, 1)) as image:
-        return np.asarray(image, np.float32)
+    return np.asarray(read(folder / "realT" / "target" / name_of(photo, 1)), np.float32)
 
 
 def main() -> None:
@@ -135,9 +134,9 @@ def main() -> None:
     for path in in_order(arguments.rainy)[::2]:
         rainy = shrunk(path)
         candidates = [np.asarray(derainer.derain(rainy), np.float32) for derainer in derainers]
-        for first in derainers[:1]:
-            candidates.append(in_parts(first.derain, rainy))
-            candidates += [at_size(first.derain, rainy, size) for size in SIZES]
+        if derainers:
+            candidates.append(in_parts(derainers[0].derain, rainy))
+            candidates += [at_size(derainers[0].derain, rainy, size) for size in SIZES]
         candidates += [read_truth(folder, path.stem) for folder in arguments.earlier]
         truth = to_bytes(most_derained(rainy, candidates))
         for scale in SCALES:
