@@ -47,7 +47,7 @@ VEIL = 0.7, 12.0
 AROUND = 20.0
 """Sigma in pixels of the blur by which the weights are compared at a place."""
 
-CLOSE = 0.1, 0.03
+CLOSE = 0.02, 0.01
 """How much less, as a share of the most and in 255ths, counts 1/e of that."""
 
 
