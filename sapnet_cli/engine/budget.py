@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sapnet_cli.engine.config import EngineConfig
 from sapnet_cli.engine.hardware import PRECISIONS, AnyDevice, free_memory
 from sapnet_cli.engine.planes import stored_bytes
@@ -10,13 +12,13 @@ from sapnet_cli.model import compiled
 VALUES_PER_PIXEL = 400
 """Peak number of values that a forward over whole planes holds for each pixel of its input, with a margin."""
 
-CPU_BUDGET, GPU_SHARE = 9 * 2**27, 0.6
+CPU_BUDGET, GPU_SHARE = 19 * 2**26, 0.6
 """For the tiles at hand: bytes on a CPU, less the result (a quarter of what is free at most); share of a free GPU."""
 
 LEAST_SHARE = 3 / 8
 """Of it, whatever the result takes."""
 
-TORCH_SHARE, INT8_SHARE = 7 / 9, 5 / 9
+TORCH_SHARE, INT8_SHARE = 14 / 19, 10 / 19
 """Of `CPU_BUDGET`, where PyTorch computes, which is large itself; in int8 its convolutions take more beside planes."""
 
 TILE_PIXELS = 2**20
@@ -61,7 +63,7 @@ class Budget:
             tile = 0
         else:
             beside = self.tiles_beside(TILE_PIXELS, of_pixels)
-            side = int((affordable / (together * beside)) ** 0.5) // 32 * 32
+            side = math.isqrt(affordable // (together * beside))
             tile = max(min(side, LARGEST_TILE), SMALLEST_TILE, 3 * self._config.overlap)
         if self._config.batch_size != "auto":
             return tile, self._config.batch_size

@@ -31,7 +31,7 @@ from sapnet_cli.engine.progress import Report, in_groups, part_of, work_beside
 from sapnet_cli.engine.pyramid import FACTOR, add_enlarged, count_levels, shrink
 from sapnet_cli.engine.statistics import choose_sample
 from sapnet_cli.engine.tiled import TiledForward, Windows
-from sapnet_cli.engine.tiles import TilePlan, plan_tiles
+from sapnet_cli.engine.tiles import TilePlan, fit_tiles, plan_tiles
 from sapnet_cli.errors import ImageError, OutOfMemoryError, UsageError
 from sapnet_cli.model import compiled
 from sapnet_cli.model.weights import Weights
@@ -269,7 +269,7 @@ class Engine:
         exact = self.config.tile_statistics == "exact" or self._budget.is_exact(height, width, of_pixels)
         while True:
             try:
-                plan = plan_tiles(height, width, tile, self.config.overlap if tile else 0)
+                plan = self._cut(height, width, tile, batch, of_pixels)
                 if len(plan.tiles) == 1 or exact:
                     groups = in_groups(images, batch, report)
                     return [pixels for group, part in groups for pixels in self._derain_whole(group, rain, part)]
@@ -291,6 +291,14 @@ class Engine:
                 )
             exact, room = False, batch * tile**2
             log.warning("out of memory: trying again with tiles of %d px in batches of %d", tile, batch)
+
+    def _cut(self, height: int, width: int, tile: int, batch: int, of_pixels: int) -> TilePlan:
+        """Tiles of a given side, or where nobody gave one, of as many pixels; 0 is the whole picture."""
+        overlap = self.config.overlap
+        if self.config.tile != "auto" or not tile:
+            return plan_tiles(height, width, tile, overlap if tile else 0)
+        beside = self._budget.tiles_beside(batch * tile**2, of_pixels)
+        return fit_tiles(height, width, tile**2, overlap, batch * beside)
 
     def _derain_whole(self, images: Sequence[Pixels], rain: float, report: Report) -> list[Pixels]:
         """Pictures of one size: on a GPU several, or a small one, by the plain network, else each layer by layer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -85,17 +86,65 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> TilePlan:
     """
     if tile and not 0 <= 2 * overlap < tile:
         raise ValueError(f"an overlap of {overlap} leaves nothing of a tile of {tile}; it must be less than half of it")
-    (high, rows), (wide, columns) = _spans(height, tile, overlap), _spans(width, tile, overlap)
-    return TilePlan((high, wide), tuple(Tile(row, column) for row, column in product(rows, columns)))
+    return _plan(height, width, _count(height, tile, overlap), _count(width, tile, overlap), overlap)
 
 
-def _spans(length: int, tile: int, overlap: int) -> tuple[int, list[Span]]:
-    """How long the windows along an axis are, and where they lie."""
-    if tile == 0 or length <= tile:
-        return length, [Span(0, 0, length)]
-    count = math.ceil((length - 2 * overlap) / (tile - 2 * overlap))
-    window = math.ceil((length + 2 * overlap * (count - 1)) / count)
-    starts = [round(index * (length - window) / (count - 1)) for index in range(count)]
+def fit_tiles(height: int, width: int, pixels: int, overlap: int, together: int = 1) -> TilePlan:
+    """Cuts an image as `plan_tiles` does, into windows of so many pixels at most, so that the least is computed.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        pixels: of a window, context included.
+        overlap: context on each side of a core; less than half of the side of a square with so many pixels.
+        together: tiles that are computed at the same time; fewer take as long.
+
+    Raises:
+        ValueError: `overlap` is negative or leaves no core.
+    """
+    side = math.isqrt(pixels)
+    if not 0 <= 2 * overlap < side:
+        raise ValueError(f"an overlap of {overlap} leaves nothing of {pixels} pixels")
+    narrowest = max(side // 2, 2 * overlap + 1)  # narrower ones are mostly context; of squares there always are some
+    plans = [
+        (math.ceil(rows * columns / together) * high * wide, rows * columns, rows, columns)
+        for rows, high in _windows(height, narrowest, overlap)
+        for columns, wide in _windows(width, narrowest, overlap)
+        if high * wide <= pixels
+    ]
+    *_, rows, columns = min(plans)
+    return _plan(height, width, rows, columns, overlap)
+
+
+def _plan(height: int, width: int, rows: int, columns: int, overlap: int) -> TilePlan:
+    """So many rows and columns of windows."""
+    window = _window(height, rows, overlap), _window(width, columns, overlap)
+    spans = product(_spans(height, window[0], rows), _spans(width, window[1], columns))
+    return TilePlan(window, tuple(Tile(row, column) for row, column in spans))
+
+
+def _count(length: int, tile: int, overlap: int) -> int:
+    """How many windows of a length share out an axis."""
+    return 1 if tile == 0 or length <= tile else math.ceil((length - 2 * overlap) / (tile - 2 * overlap))
+
+
+def _windows(length: int, narrowest: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """How many windows an axis may have, and how long they are then."""
+    for count in range(1, length + 1):
+        window = _window(length, count, overlap)
+        if count > 1 and window < narrowest:
+            break
+        yield count, window
+
+
+def _window(length: int, count: int, overlap: int) -> int:
+    """How long each of the windows along an axis is."""
+    return math.ceil((length + 2 * overlap * (count - 1)) / count)
+
+
+def _spans(length: int, window: int, count: int) -> list[Span]:
+    """Where the windows along an axis lie."""
+    starts = [round(index * (length - window) / max(1, count - 1)) for index in range(count)]
     # neighbours meet in the middle of what both see
     borders = [0, *((left + window + right) // 2 for left, right in pairwise(starts)), length]
-    return window, [Span(start, *border) for start, border in zip(starts, pairwise(borders))]
+    return [Span(start, *border) for start, border in zip(starts, pairwise(borders))]
