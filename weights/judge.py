@@ -1,9 +1,9 @@
 """Measures what weights are chosen by, never on Rain100L or Rain100H: python weights/judge.py.
 
-    python weights/judge.py SETS RAIN800 RAINY TEXTURES WEIGHTS ... --parts light heavy photos other dry textures
+    python weights/judge.py SETS RAINY TEXTURES WEIGHTS ... --parts light heavy photos other dry textures
 
-SETS is what `training_sets.py` was given and wrote, RAIN800 holds Rain800's training files (the clean half is left),
-of which each seventh is held out, RAINY photos of rain, and TEXTURES pictures without rain, in folders of any depth.
+SETS is what `training_sets.py` was given and wrote, RAINY holds photos of rain, and TEXTURES pictures without rain, in
+folders of any depth.
 Prints a row of a Markdown table for each measure as it is done, a column for each of the weights, in fp32:
 
     light, heavy   PSNR and SSIM of Y by the protocol of PReNet: LightVal2; HeavyD, HeavyE and the first six pairs of
@@ -11,7 +11,7 @@ Prints a row of a Markdown table for each measure as it is done, a column for ea
                    above a black bar and beside their dry photo
     photos         how much darker streaks become, in 255ths, as by `real_streaks.py`; how far photos change; which
                    lose over 0.8 less than by the first of the weights
-    other          Rain800, the 24 smallest; drawn and frozen rain; rain enlarged twice
+    other          Rain800, the 24 smallest that no set trains on; drawn and frozen rain; rain enlarged twice
     dry            PSNR of Y between dry pictures and what comes out: RainHeavyVal's photos, those with
                    noise of 5, pictures of scikit-image
     textures       likewise; each tenth of those of 256 to 1024 pixels
@@ -55,13 +55,6 @@ DRY_PICTURES = "brick", "moon", "grass", "gravel", "page", "text", "rocket"
 
 def read_pairs(folder: Path) -> list[RainyAndClean]:
     return [read_pair(pair) for pair in find_pairs(folder).pairs]
-
-
-def read_rain800(folder: Path) -> list[RainyAndClean]:
-    """The smallest of those that no set trains on."""
-    both = sorted((read(path) for path in in_order(folder)[::7][:60]), key=lambda pixels: pixels.size)[:24]
-    halves = (np.split(pixels[:, : pixels.shape[1] // 2 * 2], 2, axis=1) for pixels in both)
-    return [(np.ascontiguousarray(rainy), np.ascontiguousarray(clean)) for clean, rainy in halves]
 
 
 def read_textures(folder: Path) -> list[Pixels]:
@@ -160,7 +153,7 @@ class Judge:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("sets", "rain800", "rainy", "textures"):
+    for name in ("sets", "rainy", "textures"):
         parser.add_argument(name, type=Path)
     parser.add_argument("weights", nargs="+")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -188,7 +181,8 @@ def main() -> None:
     if "photos" in given.parts:
         judge.photos(given.rainy)
     if "other" in given.parts:
-        judge.pairs("Rain800", read_rain800(given.rain800))
+        rain800 = [read_pair(pair) for pair in find_pairs(sets / "r800val", "clean-left").pairs]
+        judge.pairs("Rain800", sorted(rain800, key=lambda pair: pair[0].size)[:24])
         judge.pairs("drawn", read_pairs(sets / "FineVal2")[::2])
         judge.pairs("frozen", read_pairs(sets / "FrozenVal2")[::2])
         judge.pairs("light, enlarged twice", read_pairs(sets / "LightVal2")[::5], enlarged)

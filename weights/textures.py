@@ -1,4 +1,4 @@
-"""Dry textures as they are photographed, drawn: what `training_sets.py` puts into `dryX`.
+"""Dry textures as they are photographed, drawn: what `training_sets.py` puts into `dryX` and `dryG`.
 
 Mortar, gaps of boards, blades of grass, railings and the relief of snow and rock are thin, bright and of one direction,
 as rain is, and weights that never saw them dry take them for it.
@@ -6,7 +6,7 @@ as rain is, and weights that never saw them dry take them for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import cv2
@@ -17,6 +17,7 @@ from sapnet_cli.data.pictures import Pixels
 
 HEIGHT, WIDTH = 320, 480  # of what is drawn
 MARGIN = 1.4  # a texture is larger by so much, for the perspective
+Kind = Callable[[int, int], NDArray[np.floating]]  # draws so many rows and columns
 Values = NDArray[np.float32]  # any number of rows and columns; colours of 0 to 255, which may be passed
 
 
@@ -64,14 +65,27 @@ class Textures:
             self.wall, self.boards, self.strands, self.pebbles, self.cloth, partial(self.railing, photo),
             self.relief, self.relief, self.veins, self.patches, self.strands, self.wall,
         )  # fmt: skip
-        kind, height, width = kinds[number % len(kinds)], int(HEIGHT * MARGIN), int(WIDTH * MARGIN)
-        upright = kind in (self.wall, self.boards) and number // len(kinds) % 3 > 0
-        if upright:
-            height, width = width, height
-        pixels = kind(height, width)
+        kind, upright, pixels = self._drawn(number, kinds, (self.wall, self.boards))
         if kind == self.cloth and self.random.random() < 0.25:
             pixels = pixels.transpose(1, 0, 2)
         return self._photographed(np.rot90(pixels) if upright else pixels)
+
+    def further(self, number: int) -> Pixels:
+        """More of what stayed hard to tell from rain, and craters; two fifths are grey."""
+        strands, craters, wall = self.strands, self.craters, self.wall
+        kinds = (strands, craters, wall, strands, craters, wall, self.pebbles)
+        _, upright, pixels = self._drawn(number, kinds, (wall,))
+        if self.random.random() < 0.4:
+            pixels = np.repeat(pixels.mean(2, keepdims=True), 3, 2)
+        return self._photographed(np.rot90(pixels) if upright else pixels)
+
+    def _drawn(
+        self, number: int, kinds: Sequence[Kind], standing: Sequence[Kind]
+    ) -> tuple[Kind, bool, NDArray[np.floating]]:
+        """Which of some kinds, in turn, whether it is to be turned upright, as two thirds of those that stand are."""
+        kind, height, width = kinds[number % len(kinds)], int(HEIGHT * MARGIN), int(WIDTH * MARGIN)
+        upright = kind in standing and number // len(kinds) % 3 > 0
+        return kind, upright, kind(width, height) if upright else kind(height, width)
 
     def _photographed(self, pixels: NDArray[np.floating]) -> Pixels:
         """Seen from aside, most of them lit unevenly, blurred, some of them noisy."""
@@ -266,3 +280,31 @@ class Textures:
         values = noise(random, (height, width), coarsest, finest)
         share = np.clip(values * random.uniform(1, 8) + random.uniform(-1, 1), 0, 1)[..., None]
         return below * (1 - share) + above * share
+
+    def craters(self, height: int, width: int) -> NDArray[np.floating]:
+        """Bowls of many sizes with their rims, lit from one side."""
+        random = self.random
+        surface = noise(random, (height, width), 64, 2) * random.uniform(0, 1.5)
+        count = int(height * width / random.uniform(150, 2000))
+        smallest, largest = random.uniform(1, 3), random.uniform(15, 70)
+        for _ in range(count):
+            radius = min(largest, smallest * (1 - random.random()) ** (-1 / random.uniform(1.2, 2.2)))
+            x, y, reach = random.uniform(0, width), random.uniform(0, height), int(radius * 2) + 2
+            left, right = max(0, int(x) - reach), min(width, int(x) + reach + 1)
+            top, bottom = max(0, int(y) - reach), min(height, int(y) + reach + 1)
+            if right <= left or bottom <= top:
+                continue
+            rows, columns = np.mgrid[top:bottom, left:right]
+            away = np.hypot(rows - y, columns - x) / radius
+            depth = radius * random.uniform(0.1, 0.5)
+            rim = depth * 0.3 * np.exp(-(((away - 1) * 2.5) ** 2))
+            bowl = np.where(away < 1, depth * (away**2 - 1) + depth * 0.3, rim)
+            surface[top:bottom, left:right] += bowl.astype(np.float32)
+        from_where = random.uniform(0, 2 * np.pi)
+        down, across = np.gradient(surface)
+        light = np.cos(from_where) * across + np.sin(from_where) * down
+        light = np.tanh(light / (light.std() + 1e-6) / 2) * 2
+        grey = random.random() < 0.7
+        colour = np.full(3, random.uniform(60, 200)) + random.normal(0, 6, 3) if grey else self._colour()
+        shades = (light * random.uniform(8, 45))[..., None]
+        return colour + shades + (noise(random, (height, width), 128, 8) * random.uniform(0, 15))[..., None]

@@ -7,11 +7,13 @@ photos that Rain100L or RainHeavyVal shows goes into a set that is trained on. W
     LightB, HeavyB                  each other photo of BSDS500 under a layer of RainTrainL or RainHeavy200
     LightT, HeavyT                  half of them with signs or in strong colours, under such layers
     clean                           those that BSDS500 does not name `test`
-    dryB, hazyB, dryU, dryT, dryX   without rain, both halves of a file alike: as they are; in haze; sharpened, some
-                                    dithered; and drawn: strong colours, signs, pages of text, patterns; textures
+    dryB, hazyB, dryU, dryT, dryX,  without rain, both halves of a file alike: as they are; in haze; sharpened, some
+    dryG                            dithered; and drawn: strong colours, signs, pages of text, patterns; textures
+    cleanG                          `clean` and each twelfth of `dryX` and `dryG`
     LightVal2, HeavyD, HeavyE       to choose weights by: RainHeavyVal's photos under layers of RainTrainL,
                                     RainHeavy200, or those of its own exchanged
     FineVal2, FrozenVal2            the same photos under drawn rain, in streaks and in drops
+    r800train, r800val              with `--rain800 DIR` the files of Rain800's training part: less 60, and these
 
 `--fonts DIR` has the fonts of signs and pages: those of Debian's fonts-dejavu, in /usr/share, unless given.
 """
@@ -19,6 +21,7 @@ photos that Rain100L or RainHeavyVal shows goes into a set that is trained on. W
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -295,12 +298,23 @@ def sharpened(photo: Pixels, dithered: bool, random: np.random.Generator) -> Pix
     return pixels
 
 
+def share_out(rain800: Path, dest: Path) -> None:
+    """Puts each seventh file in order of its number, 60 in all, aside."""
+    files = sorted(rain800.glob("*.jpg"), key=lambda path: int(path.stem))
+    held_out = files[::7][:60]
+    for path in files:
+        target = dest / ("r800val" if path in held_out else "r800train") / path.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dest", type=Path, metavar="DEST")
     parser.add_argument("sets", type=Path, metavar="SETS")
     parser.add_argument("photos", type=Path, metavar="PHOTOS")
     parser.add_argument("--fonts", type=Path, metavar="DIR", default=Path("/usr/share/fonts/truetype/dejavu"))
+    parser.add_argument("--rain800", type=Path, metavar="DIR")
     given = parser.parse_args()
     dest, sets, photos = given.dest, given.sets, Photos(given.photos)
 
@@ -337,7 +351,8 @@ def main() -> None:
     random = np.random.default_rng(6)
     for name, photo in free:
         if name not in photos.tested:
-            write(photo, dest / "clean" / f"{name}.png")
+            for folder in ("clean", "cleanG"):
+                write(photo, dest / folder / f"{name}.png")
         write_dry(photo, dest / "dryB" / f"{name}.png")
         share, grey = random.uniform(0.1, 0.6), random.uniform(150, 255)
         write_dry(to_bytes(photo * (1 - share) + grey * share), dest / "hazyB" / f"{name}.png")
@@ -345,12 +360,22 @@ def main() -> None:
     for number, (name, photo) in enumerate(free[::2]):
         write_dry(sharpened(photo, number % 8 == 0, random), dest / "dryU" / f"{name}.png")
     drawer = Drawer(given.fonts, seed=29)
-    for folder, draw, count, step in (("dryT", drawer.dry, 400, 7), ("dryX", Textures(seed=31).picture, 600, 5)):
+    further = Textures(seed=35).further
+    for folder, draw, count, step in (
+        ("dryT", drawer.dry, 400, 7),
+        ("dryX", Textures(seed=31).picture, 600, 5),
+        ("dryG", lambda number, _: further(number), 350, 1),
+    ):
         for number in range(count):
-            write_dry(draw(number, free[step * number % len(free)][1]), dest / folder / f"{number:03d}.png")
+            pixels, name = draw(number, free[step * number % len(free)][1]), f"{number:03d}.png"
+            write_dry(pixels, dest / folder / name)
+            if folder != "dryT" and number % 12 == 0:
+                write(pixels, dest / "cleanG" / f"{folder}-{name}")
     for name, rain in (("LightT", light), ("HeavyT", heavy)):
         changed = ((stem, drawer.changed(number, photo)) for number, (stem, photo) in enumerate(free[::2]))
         rain_on(changed, rain, drawer.random, dest / name)
+    if given.rain800 is not None:
+        share_out(given.rain800, dest)
 
 
 if __name__ == "__main__":

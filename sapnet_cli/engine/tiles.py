@@ -106,13 +106,12 @@ def fit_tiles(height: int, width: int, pixels: int, overlap: int, together: int 
     if not 0 <= 2 * overlap < side:
         raise ValueError(f"an overlap of {overlap} leaves nothing of {pixels} pixels")
     narrowest = max(side // 2, 2 * overlap + 1)  # narrower ones are mostly context; of squares there always are some
-    plans = [
+    *_, rows, columns = min(
         (math.ceil(rows * columns / together) * high * wide, rows * columns, rows, columns)
         for rows, high in _windows(height, narrowest, overlap)
         for columns, wide in _windows(width, narrowest, overlap)
         if high * wide <= pixels
-    ]
-    *_, rows, columns = min(plans)
+    )
     return _plan(height, width, rows, columns, overlap)
 
 
